@@ -1,0 +1,193 @@
+"""The data contract: flat impressions, ragged histories, logits before the sigmoid.
+
+Axes: ``N`` rows (one impression of one item to one user), ``U`` distinct histories in the batch, ``E`` events of all
+histories end to end, ``Fc`` categorical and ``Fn`` numeric features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recdistill_core.errors import DataError
+
+#: A raw logit beyond this is taken for corrupt: sigmoid(+-40) is 1 - 4e-18, which no calibrated model says.
+ABSURD_LOGIT = 40.0
+
+
+@dataclass(frozen=True)
+class History:
+    """Events of ``U`` histories, oldest first, stored once however many rows refer to them.
+
+    Attributes:
+        events: ``{"item": [E] int64, "action": [E] int64 bit code, "time": [E] int64 ms UTC, ...}``.
+        offsets: ``[U + 1]`` int64; history ``u`` is ``events[offsets[u]:offsets[u + 1]]``.
+        row_to_history: ``[N]`` int64 in ``[0, U)``.
+        row_end: ``[N]`` int64; the row sees the first ``row_end`` events of its history and no other.
+    """
+
+    events: Mapping[str, Tensor]
+    offsets: Tensor
+    row_to_history: Tensor
+    row_end: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[U]`` int64 events per history."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def last(self, count: int) -> tuple[Mapping[str, Tensor], Tensor]:
+        """The newest ``count`` events that each row may see.
+
+        Returns:
+            ``({name: [N, count]}, seen [N, count] bool)``; column 0 is the newest; unseen places hold 0.
+        """
+        back = torch.arange(count, device=self.offsets.device)
+        seen = back < self.row_end[:, None]
+        index = (self.offsets[self.row_to_history] + self.row_end - 1)[:, None] - back
+        index = torch.where(seen, index, torch.zeros_like(index))
+        if self.events["item"].numel() == 0:
+            return {name: torch.zeros_like(index) for name in self.events}, seen
+        return {name: torch.where(seen, column[index], 0) for name, column in self.events.items()}, seen
+
+
+@dataclass(frozen=True)
+class TeacherSignal:
+    """What the store knows of the rows.
+
+    Attributes:
+        logits: ``{task: [N] float32}``, raw, before the sigmoid; arbitrary where not valid.
+        valid: ``{task: [N] bool}``.
+        version: the teacher version that wrote the logits.
+        scored_at: ``[N]`` int64 ms UTC, or None.
+    """
+
+    logits: Mapping[str, Tensor]
+    valid: Mapping[str, Tensor]
+    version: str
+    scored_at: Tensor | None = None
+
+    def clean(self, task: str) -> tuple[Tensor, Tensor]:
+        """``(logit [N], valid [N] bool)`` with NaN, infinite and absurd logits (beyond +-40) masked and set to 0."""
+        logit = self.logits[task]
+        valid = self.valid[task] & torch.isfinite(logit) & (logit.abs() <= ABSURD_LOGIT)
+        return torch.where(valid, logit, torch.zeros_like(logit)), valid
+
+
+@dataclass(frozen=True)
+class Scores:
+    """``logits {task: [N]}`` before the sigmoid, and optionally ``hidden {name: [N, *]}`` activations."""
+
+    logits: Mapping[str, Tensor]
+    hidden: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``N`` impressions.
+
+    Attributes:
+        example_id, request_id, user_id, item_id: ``[N]`` int64. ``user_id`` identifies a user; ``item_id`` is the id
+            in the item vocabulary (0 = out of vocabulary).
+        event_time: ``[N]`` int64 ms UTC.
+        categorical: ``[N, Fc]`` int64, 0 = out of vocabulary.
+        numeric: ``[N, Fn]`` float32, finite.
+        labels: ``{task: [N] float32}`` of 0 and 1; arbitrary where not observed.
+        observed: ``{task: [N] bool}``; "not observed yet" is not "label 0".
+        history: events before each row, or None.
+        position: ``[N]`` int64, 0 = top, or None.
+        propensity: ``[N]`` float32 in (0, 1], or None.
+        keep_rates: ``{task: (positive, negative)}`` known keep rates, or None.
+        teacher: teacher labels, or None.
+    """
+
+    example_id: Tensor
+    request_id: Tensor
+    user_id: Tensor
+    item_id: Tensor
+    event_time: Tensor
+    categorical: Tensor
+    numeric: Tensor
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
+    history: History | None = None
+    position: Tensor | None = None
+    propensity: Tensor | None = None
+    keep_rates: Mapping[str, tuple[float, float]] | None = None
+    teacher: TeacherSignal | None = None
+
+    def __len__(self) -> int:
+        return int(self.example_id.shape[0])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on ``device``."""
+        moved: Batch = _map(self, lambda tensor: tensor.to(device))
+        return moved
+
+    def with_teacher(self, teacher: TeacherSignal | None) -> Batch:
+        """The same batch with these teacher labels."""
+        return replace(self, teacher=teacher)
+
+    def rows(self, index: Tensor) -> Batch:
+        """The rows ``index`` ([M] int64); their histories are shared, not copied."""
+        count = len(self)
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[index]
+
+        plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        kept = {"history", "keep_rates", "teacher"}
+        picked = {name: _map(value, pick) for name, value in plain.items() if name not in kept}
+        history = self.history and replace(
+            self.history, row_to_history=self.history.row_to_history[index], row_end=self.history.row_end[index]
+        )
+        signal = self.teacher and replace(
+            self.teacher,
+            logits=_map(self.teacher.logits, pick),
+            valid=_map(self.teacher.valid, pick),
+            scored_at=_map(self.teacher.scored_at, pick),
+        )
+        if index.numel() and int(index.max()) >= count:
+            raise IndexError(f"row {int(index.max())} of a batch with {count} rows")
+        return Batch(**picked, history=history, keep_rates=self.keep_rates, teacher=signal)
+
+    def validate(self, where: str = "batch") -> Batch:
+        """This batch, or a DataError that names the first column and row that break the contract."""
+        count = len(self)
+        for name in ("request_id", "user_id", "item_id", "event_time", "categorical", "numeric"):
+            if getattr(self, name).shape[0] != count:
+                raise DataError(f"{name} has {getattr(self, name).shape[0]} rows, example_id has {count}", where=where)
+        _refuse(~torch.isfinite(self.numeric), "numeric feature is NaN or infinite", where, "impute it before import")
+        for task, label in self.labels.items():
+            wrong = self.observed[task] & (label != 0) & (label != 1)
+            _refuse(wrong, f"label of task {task!r} is neither 0 nor 1", where, "soft targets belong in a logit store")
+        if self.propensity is not None:
+            wrong = ~((self.propensity > 0) & (self.propensity <= 1))
+            _refuse(wrong, "propensity is outside (0, 1]", where, "drop rows that could not have been shown")
+        if self.history is not None:
+            too_far = self.history.row_end > self.history.lengths[self.history.row_to_history]
+            _refuse(too_far, "row refers to events beyond the end of its history", where, "rebuild the batch")
+        return self
+
+
+def _refuse(wrong: Tensor, what: str, where: str, fix: str) -> None:
+    if bool(wrong.any()):
+        first = wrong.nonzero()[0].tolist()
+        place = f"{where}, row {first[0]}" + (f", column {first[1]}" if len(first) > 1 else "")
+        raise DataError(what, where=place, fix=fix)
+
+
+def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` with ``change`` applied to every tensor in dataclasses, mappings and tuples."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _map(entry, change) for key, entry in value.items()}
+    if isinstance(value, History | TeacherSignal | Batch):
+        plain = {entry.name: _map(getattr(value, entry.name), change) for entry in fields(value)}
+        return type(value)(**plain)
+    return value

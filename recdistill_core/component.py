@@ -1,0 +1,97 @@
+"""A component as data: what a plugin registers. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any
+
+from recdistill_core.schema import Schema
+
+#: Version of the contracts between the core and its plugins.
+RECDISTILL_API = 1
+
+#: What a component may need of the data or of its neighbours; ``wiring.check`` compares it with what they give.
+CAPABILITIES: Mapping[str, str] = {
+    "history": "events before each row",
+    "position": "the position at which each row was shown",
+    "propensity": "the probability with which each row was shown",
+    "keep_rates": "the known keep rates of the negative down-sampling",
+    "request_groups": "requests with at least 2 rows",
+    "teacher": "teacher labels in a logit store",
+}
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a component is told when it is built.
+
+    Attributes:
+        schema: features, vocabularies and tasks of the dataset, or None where no dataset takes part.
+        tasks: names of the tasks to predict, in order.
+    """
+
+    schema: Schema | None = None
+    tasks: tuple[str, ...] = ()
+
+    def require_schema(self) -> Schema:
+        """The schema; raises ValueError where none was given."""
+        if self.schema is None:
+            raise ValueError("this component needs a dataset's schema to be built")
+        return self.schema
+
+
+@dataclass(frozen=True)
+class Component:
+    """One thing that does work, registered as data through a hook.
+
+    Attributes:
+        name: the name by which YAML refers to it.
+        config: a frozen dataclass; its ``__post_init__`` checks ranges and raises ValueError.
+        build: ``build(config, context)`` makes the object; heavy imports belong inside it.
+        summary: one line for ``recdistill plugins list``.
+        example: field values with which the conformance kit builds it.
+        needs: capabilities it needs, or a function of its config that returns them.
+        api_version: the ``RECDISTILL_API`` it was written for.
+    """
+
+    name: str
+    config: type[Any]
+    build: Callable[[Any, BuildContext], Any]
+    summary: str
+    example: Mapping[str, Any] = field(default_factory=dict)
+    needs: frozenset[str] | Callable[[Any], frozenset[str]] = frozenset()
+    api_version: int = RECDISTILL_API
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f"component name {self.name!r} must hold only letters, digits, '_' and '-'")
+        if not (isinstance(self.config, type) and is_dataclass(self.config)):
+            raise TypeError(f"component {self.name!r}: config must be a dataclass type, not {self.config!r}")
+        if not callable(self.build):
+            raise TypeError(f"component {self.name!r}: build must be callable")
+
+    def needs_of(self, config: Any) -> frozenset[str]:
+        """The capabilities that this component needs under ``config``."""
+        needs = self.needs(config) if callable(self.needs) else self.needs
+        unknown = needs - set(CAPABILITIES)
+        if unknown:
+            raise ValueError(f"component {self.name!r} needs unknown capabilities {sorted(unknown)}")
+        return needs
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb, or a group of verbs, that a plugin adds to the ``recdistill`` command.
+
+    Attributes:
+        name: the verb (``run``) or group (``data``).
+        load: returns a ``typer.Typer`` app (a group) or a function (a verb); imported only when used.
+        summary: one line for ``recdistill --help``.
+        group: True where ``load`` returns a ``typer.Typer``.
+    """
+
+    name: str
+    load: Callable[[], Any]
+    summary: str
+    group: bool = False

@@ -1,0 +1,99 @@
+"""Building blocks that turn a batch's columns into dense inputs; teachers and students share them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recdistill_core.batch import Batch
+from recdistill_core.schema import OOV, Schema
+
+
+class FeatureEmbedding(nn.Module):
+    """All categorical features in one embedding table, one lookup for a whole batch.
+
+    Features that share a vocabulary share rows. Ids outside their vocabulary, negative ones included, read the
+    out-of-vocabulary row; so a served model needs no mapping in front of it.
+
+    Args:
+        schema: the dataset's schema.
+        width: ``d``, width of one feature's embedding.
+        features: names of the categorical features to embed, in order; None takes all.
+        std: standard deviation of the initial weights.
+    """
+
+    def __init__(self, schema: Schema, width: int, features: Sequence[str] | None = None, std: float = 0.05) -> None:
+        super().__init__()
+        names = [feature.name for feature in schema.categorical]
+        chosen = names if features is None else list(features)
+        unknown = [name for name in chosen if name not in names]
+        if unknown:
+            raise ValueError(f"unknown categorical features {unknown}; the dataset has {names}")
+        by_name = dict(zip(names, schema.categorical, strict=True))
+        bases: dict[str, int] = {}
+        rows = 0
+        for name in chosen:
+            vocabulary = by_name[name].vocabulary
+            if vocabulary not in bases:
+                bases[vocabulary] = rows
+                rows += schema.vocabulary_size(vocabulary)
+        self.width = width
+        self.out_width = width * len(chosen)
+        self.table = nn.Embedding(max(rows, 1), width)
+        nn.init.normal_(self.table.weight, std=std)
+        self.columns: Tensor
+        self.base: Tensor
+        self.size: Tensor
+        vocabularies = [by_name[name].vocabulary for name in chosen]
+        self.register_buffer("columns", torch.tensor([names.index(name) for name in chosen], dtype=torch.long))
+        self.register_buffer("base", torch.tensor([bases[name] for name in vocabularies], dtype=torch.long))
+        self.register_buffer(
+            "size", torch.tensor([schema.vocabulary_size(name) for name in vocabularies], dtype=torch.long)
+        )
+
+    def forward(self, categorical: Tensor) -> Tensor:
+        """``[N, Fc]`` int64 ids -> ``[N, features * d]``."""
+        ids = categorical[:, self.columns]
+        ids = torch.where((ids >= 0) & (ids < self.size), ids, OOV)
+        found: Tensor = self.table(ids + self.base)
+        return found.flatten(1)
+
+
+def history_inputs(batch: Batch, count: int) -> dict[str, Tensor]:
+    """Plain tensors of the newest ``count`` events: ``history_item``, ``history_action`` ``[N, count]`` and
+    ``history_seen`` ``[N, count]`` float32 of 0 and 1. A batch without histories gives none seen."""
+    if batch.history is None:
+        none = torch.zeros(len(batch), count, dtype=torch.long, device=batch.event_time.device)
+        return {"history_item": none, "history_action": none, "history_seen": none.float()}
+    events, seen = batch.history.last(count)
+    return {"history_item": events["item"], "history_action": events["action"], "history_seen": seen.float()}
+
+
+class RecentHistory(nn.Module):
+    """Mean of item + action embeddings over the newest events of a row.
+
+    The item embedding is its own table, so that the same item as candidate and as past event may differ.
+
+    Args:
+        schema: the dataset's schema, with events.
+        width: ``d``, width of the pooled vector.
+    """
+
+    def __init__(self, schema: Schema, width: int) -> None:
+        super().__init__()
+        self.out_width = width
+        self.item = nn.Embedding(schema.num_items, width)
+        self.action = nn.Embedding(schema.num_action_codes, width)
+        nn.init.normal_(self.item.weight, std=0.05)
+        nn.init.normal_(self.action.weight, std=0.05)
+
+    def forward(self, history_item: Tensor, history_action: Tensor, history_seen: Tensor) -> Tensor:
+        """``[N, K]`` ids, ``[N, K]`` action codes, ``[N, K]`` 0/1 -> ``[N, d]``; zeros where nothing is seen."""
+        known = (history_item >= 0) & (history_item < self.item.num_embeddings)
+        item = torch.where(known, history_item, OOV)
+        action = torch.where((history_action >= 0) & (history_action < self.action.num_embeddings), history_action, 0)
+        total = ((self.item(item) + self.action(action)) * history_seen[..., None]).sum(1)
+        mean: Tensor = total / history_seen.sum(1, keepdim=True).clamp(min=1.0)
+        return mean

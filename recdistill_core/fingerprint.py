@@ -1,0 +1,40 @@
+"""Digests that name weights, configurations and files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of a JSON-able value or dataclass; equal values give equal digests in every process."""
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def module_fingerprint(module: nn.Module, config: Any, view: str) -> str:
+    """32 hex digits of a module's weights, its configuration and the hash of the feature view it reads."""
+    total = hashlib.sha256(f"{digest(config)}:{view}".encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        total.update(f"{name}:{plain.dtype}:{tuple(plain.shape)}".encode())
+        total.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:32]
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def snapshot_digest(files: Mapping[str, str]) -> str:
+    """32 hex digits of ``{relative path: sha256}``."""
+    return hashlib.sha256(json.dumps(dict(sorted(files.items()))).encode()).hexdigest()[:32]

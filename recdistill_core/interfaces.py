@@ -1,0 +1,356 @@
+"""The nouns: what each kind of component must do. One kind, one interface, one hook.
+
+Shapes use the axes of :mod:`recdistill_core.batch`. A logit is always before the sigmoid.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from recdistill_core.batch import Batch, Scores, TeacherSignal
+from recdistill_core.schema import Schema
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from recdistill_core.rawlog import RawLog
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Scores impressions. A black box need not be a torch module."""
+
+    def score(self, batch: Batch) -> Scores:
+        """Logits ``{task: [N]}`` in eval mode and without gradient; no label of the batch may move them."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hex digest of weights, configuration and feature view; equal across processes."""
+        ...
+
+
+class TrainableTeacher(nn.Module):
+    """A teacher that recdistill trains. Subclasses implement :meth:`training_scores` and :meth:`fingerprint`.
+
+    Attributes:
+        history: how much history each row needs.
+    """
+
+    history: HistoryWindow | None = None
+
+    def training_scores(self, batch: Batch) -> Scores:
+        """Logits ``{task: [N]}`` with gradient, in the current mode. These are what prequential capture stores."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """See :meth:`Teacher.fingerprint`."""
+        raise NotImplementedError
+
+    def score(self, batch: Batch) -> Scores:
+        """See :meth:`Teacher.score`."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                return self.training_scores(batch)
+        finally:
+            self.train(was_training)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Facts for the run manifest, such as the attention backend in use."""
+        return {}
+
+
+class Student(nn.Module):
+    """A small model. Subclasses set ``width`` and implement :meth:`inputs`, :meth:`encode` and :meth:`tower`.
+
+    Attributes:
+        width: ``D``, the width of the backbone's output.
+        history: how much history each row needs, or None.
+    """
+
+    width: int
+    history: HistoryWindow | None = None
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The plain tensors ``[N, ...]`` that the served model is fed, by name."""
+        raise NotImplementedError
+
+    def encode(self, **inputs: Tensor) -> Tensor:
+        """``[N, D]`` from the tensors of :meth:`inputs`."""
+        raise NotImplementedError
+
+    def tower(self) -> nn.Module:
+        """A new tower ``[N, D] -> {task: [N]}`` that shares no parameter with any other."""
+        raise NotImplementedError
+
+    def backbone(self, batch: Batch) -> Tensor:
+        """``[N, D]``, shared by all towers."""
+        return self.encode(**self.inputs(batch))
+
+    def serving_module(self, main: nn.Module) -> ServingModule:
+        """A copy of backbone and main tower alone, on plain tensors, in eval mode."""
+        return ServingModule(self, main)
+
+
+class ServingModule(nn.Module):
+    """What is served: ``forward(**student.inputs(batch)) -> {task: [N]}``; auxiliary towers are not part of it."""
+
+    def __init__(self, student: Student, main: nn.Module) -> None:
+        super().__init__()
+        self.student = copy.deepcopy(student)
+        self.main = copy.deepcopy(main)
+        self.eval()
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Logits ``{task: [N]}``."""
+        logits: dict[str, Tensor] = self.main(self.student.encode(**inputs))
+        return logits
+
+
+class DistillationLoss(nn.Module):
+    """Distance between student and teacher, per row; the wiring reduces."""
+
+    def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
+        """``[N]`` losses, already times ``weight [N]``; a row of weight 0 gives exactly 0 and no gradient.
+
+        Args:
+            student_logit: ``[N]``, with gradient.
+            teacher_logit: ``[N]``, finite, without gradient; 0 where the teacher has no label (weight is 0 there).
+            batch: the rows, for losses that group by request.
+            weight: ``[N]`` >= 0, from debiasers and the validity of the teacher's label.
+        """
+        raise NotImplementedError
+
+
+class Debiaser(nn.Module):
+    """Corrects a bias of the log. Every method has a neutral default; a debiaser overrides those it is about.
+
+    Debiasers compose in a list: weights multiply, corrections and training logits apply in order.
+    """
+
+    def fit(self, batches: Iterable[Batch], task: str) -> None:
+        """Estimate what must be estimated, from training rows only."""
+
+    def weight(self, batch: Batch, task: str) -> Tensor:
+        """``[N]`` >= 0, multiplies the hard and the soft loss of a row."""
+        return torch.ones(len(batch), device=batch.event_time.device)
+
+    def correct(self, logit: Tensor, batch: Batch, task: str) -> Tensor:
+        """``[N]`` logit of the corrected probability. Cross-debias applies it to student AND teacher logits."""
+        return logit
+
+    def training_offset(self, batch: Batch, task: str) -> Tensor | None:
+        """``[N]`` added to the served logit in training only (position towers), or None."""
+        return None
+
+    def training_logit(self, logit: Tensor, batch: Batch, task: str) -> Tensor:
+        """Served logit ``[N]`` -> logit ``[N]`` of the label as it was logged; absent when serving."""
+        offset = self.training_offset(batch, task)
+        return logit if offset is None else logit + offset
+
+    def report(self) -> Mapping[str, Any]:
+        """Facts for the run manifest, such as the effective sample size."""
+        return {}
+
+
+class LossParts(Protocol):
+    """What a head strategy composes; debiasing, masks and weights are already inside."""
+
+    def hard(self, logit: Tensor) -> Tensor:
+        """``[N]`` task loss of a head's served logits ``[N]``; 0 where the label is not observed."""
+        ...
+
+    def soft(self, logit: Tensor) -> Tensor:
+        """``[N]`` distillation loss of a head's served logits ``[N]``; 0 where the teacher has no label."""
+        ...
+
+
+class HeadStrategy(nn.Module):
+    """How teacher labels reach the student.
+
+    Attributes:
+        auxiliary: names of the auxiliary towers to build beside ``main``; they exist only in training.
+    """
+
+    auxiliary: tuple[str, ...] = ()
+
+    def terms(self, heads: Mapping[str, Tensor], parts: LossParts) -> dict[str, Tensor]:
+        """``{name: [N]}``, summed and averaged over rows by the wiring.
+
+        Args:
+            heads: ``{"main": [N], auxiliary name: [N]}`` served logits of one task.
+            parts: the hard and the soft loss of one head.
+        """
+        raise NotImplementedError
+
+
+class Metric(Protocol):
+    """A quality measure that can be resampled by user."""
+
+    higher_is_better: bool
+
+    def prepare(
+        self, logit: NDArray[np.float64], label: NDArray[np.float64], user: NDArray[np.int64]
+    ) -> Callable[[NDArray[np.float64]], float]:
+        """Sort once, evaluate often.
+
+        Args:
+            logit: ``[N]`` raw logits. label: ``[N]`` of 0 and 1. user: ``[N]`` in ``[0, U)``.
+
+        Returns:
+            a function of user weights ``[U]`` (multiplicities of a bootstrap; ones for the plain value) to the
+            metric, NaN where undefined.
+
+        Raises:
+            DataError: for non-finite logits, labels other than 0 and 1, or empty input.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class HistoryWindow:
+    """How much history a row sees, as a function of the row alone, never of its neighbours in a batch.
+
+    A row whose prefix has ``n`` events sees events ``[start, n)`` with ``start = 0`` while ``n <= length`` and else the
+    smallest multiple of ``stride`` that is at least ``n - length``. So a row always sees its newest
+    ``length - stride + 1`` events, at most ``length``, and rows of one user share one encoding per ``stride`` events.
+    """
+
+    length: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride <= self.length:
+            raise ValueError(f"history needs 1 <= stride <= length, got stride {self.stride}, length {self.length}")
+
+
+class SampleSource(Protocol):
+    """A dataset of impressions in time order, with random access by row position."""
+
+    schema: Schema
+    snapshot_id: str
+    num_rows: int
+
+    def row_at(self, time_ms: int) -> int:
+        """Position of the first row at or after a time (ms UTC); ``num_rows`` where there is none."""
+        ...
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One whole column ``[num_rows]``: ``example_id``, ``user_id``, ``event_time``, ``label_<task>``, ..."""
+        ...
+
+    def batch(self, rows: NDArray[np.int64], history: HistoryWindow | None = None) -> Batch:
+        """The impressions at ``rows`` in that order, with their histories where ``history`` asks for them."""
+        ...
+
+    def truth(self, task: str) -> NDArray[np.float64] | None:
+        """True probabilities ``[num_rows]`` where a simulator kept them aside, else None. For evaluation only."""
+        ...
+
+
+class Importer(Protocol):
+    """Reads somebody's log as a stream; memory does not grow with the log."""
+
+    def open(self) -> RawLog:
+        """Describe the columns and hand out the record batches. Raises DataError with file, row and column."""
+        ...
+
+
+class CaptureMode(StrEnum):
+    """How a label came to be; ``LEAKY`` marks labels from a model that had trained on the example."""
+
+    PREQUENTIAL = "prequential"
+    OUT_OF_FOLD = "out_of_fold"
+    EXTERNAL = "external"
+    LEAKY = "leaky"
+
+
+@dataclass(frozen=True)
+class LabelVersion:
+    """One teacher version in a store.
+
+    Attributes:
+        version: teacher fingerprint, the key of its labels.
+        mode: how the labels were captured.
+        tasks: tasks that have logits.
+        view: hash of the feature view the teacher saw.
+        count: number of committed examples.
+        facts: whatever the writer noted (dataset snapshot, seed, ...).
+    """
+
+    version: str
+    mode: CaptureMode
+    tasks: tuple[str, ...]
+    view: str
+    count: int
+    facts: Mapping[str, Any]
+
+
+class LabelWriter(Protocol):
+    """Collects labels of one version; nothing is visible before :meth:`commit`."""
+
+    def append(self, example_id: Tensor, logits: Mapping[str, Tensor], *, step: int, scored_at: int) -> None:
+        """Add raw logits ``{task: [N]}`` of ``example_id [N]``, computed at training ``step``.
+
+        Raises:
+            LeakError: if an example already has a label of this version, committed or pending.
+        """
+        ...
+
+    def commit(self) -> LabelVersion:
+        """Make everything appended visible at once, durably."""
+        ...
+
+    def abort(self) -> None:
+        """Forget everything appended."""
+        ...
+
+
+class LogitStore(Protocol):
+    """One raw logit per (example, task, teacher version)."""
+
+    def writer(
+        self, version: str, *, tasks: Sequence[str], mode: CaptureMode, view: str, facts: Mapping[str, Any]
+    ) -> LabelWriter:
+        """A writer for one version."""
+        ...
+
+    def versions(self) -> tuple[LabelVersion, ...]:
+        """Committed versions, oldest first."""
+        ...
+
+    def read(self, version: str, example_id: NDArray[np.int64]) -> TeacherSignal:
+        """Labels of ``example_id [M]`` in that order; ``valid`` is False where the store has none.
+
+        Raises:
+            DataError: if the store has no such version.
+            IntegrityError: if a segment is missing or damaged.
+        """
+        ...
+
+    def snapshot_id(self) -> str:
+        """Digest of what is committed now."""
+        ...
+
+
+#: kind -> the type that ``Component.build`` must return an instance of; protocols are checked by their methods.
+INTERFACES: Mapping[str, Any] = {
+    "teacher": Teacher,
+    "student": Student,
+    "loss": DistillationLoss,
+    "debiaser": Debiaser,
+    "strategy": HeadStrategy,
+    "metric": Metric,
+    "store": LogitStore,
+    "source": SampleSource,
+    "importer": Importer,
+}
