@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from recdistill_core.batch import Batch
+from recdistill_core.interfaces import HistoryWindow
 from recdistill_core.schema import OOV, Schema
 
 
@@ -97,3 +99,75 @@ class RecentHistory(nn.Module):
         total = ((self.item(item) + self.action(action)) * history_seen[..., None]).sum(1)
         mean: Tensor = total / history_seen.sum(1, keepdim=True).clamp(min=1.0)
         return mean
+
+
+class StudentInputs(nn.Module):
+    """A student's dense input: categorical embeddings, numeric features and the pooled newest events, end to end.
+
+    Args:
+        schema: the dataset's schema.
+        width: ``d``, width of each embedding.
+        recent: ``K``, number of newest events pooled; 0, or a schema without events, leaves history out.
+    """
+
+    def __init__(self, schema: Schema, width: int, recent: int) -> None:
+        super().__init__()
+        self.categorical = FeatureEmbedding(schema, width)
+        self.recent = recent if schema.events else 0
+        self.pooled = RecentHistory(schema, width) if self.recent else None
+        self.out_width = self.categorical.out_width + len(schema.numeric) + (width if self.recent else 0)
+
+    @property
+    def history(self) -> HistoryWindow | None:
+        """The history window from which :meth:`tensors` can cut the newest ``K`` events exactly."""
+        return HistoryWindow(2 * self.recent, self.recent) if self.recent else None
+
+    def tensors(self, batch: Batch) -> dict[str, Tensor]:
+        """The plain inputs of :meth:`forward`, by name."""
+        plain = {"categorical": batch.categorical, "numeric": batch.numeric}
+        return {**plain, **history_inputs(batch, self.recent)} if self.recent else plain
+
+    def forward(
+        self,
+        categorical: Tensor,
+        numeric: Tensor,
+        history_item: Tensor | None = None,
+        history_action: Tensor | None = None,
+        history_seen: Tensor | None = None,
+    ) -> Tensor:
+        """``[N, Fc]`` int64, ``[N, Fn]`` float32 and, with history, three ``[N, K]`` tensors -> ``[N, out_width]``."""
+        parts = [self.categorical(categorical), numeric]
+        if self.pooled is not None:
+            if history_item is None or history_action is None or history_seen is None:
+                raise ValueError("this student pools recent events: give history_item, history_action, history_seen")
+            parts.append(self.pooled(history_item, history_action, history_seen))
+        return torch.cat(parts, dim=1)
+
+
+def dense_layers(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+    """Linear -> ReLU -> Dropout for each consecutive pair of ``widths``."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers)
+
+
+class Tower(nn.Module):
+    """``[N, D] -> {task: [N]}``: one hidden layer and one logit per task.
+
+    Args:
+        width: ``D``. hidden: width of the hidden layer; 0 for a linear tower. tasks: names, in order.
+    """
+
+    def __init__(self, width: int, hidden: int, tasks: Sequence[str]) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.body = dense_layers([width, hidden]) if hidden else nn.Identity()
+        self.out = nn.Linear(hidden or width, len(self.tasks))
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Raw logits, before the sigmoid."""
+        logits = self.out(self.body(features))
+        return {task: logits[:, index] for index, task in enumerate(self.tasks)}

@@ -40,6 +40,7 @@ HOOKS = {
     "store": "recdistill_stores",
     "source": "recdistill_sources",
     "importer": "recdistill_importers",
+    "trainer": "recdistill_trainers",
 }
 COMMAND_HOOK = "recdistill_commands"
 
@@ -87,6 +88,11 @@ def recdistill_sources() -> list[Component]:  # type: ignore[empty-body]  # a ho
 @hookspec
 def recdistill_importers() -> list[Component]:  # type: ignore[empty-body]  # a hook specification has no body
     """Importers; ``build`` returns an :class:`recdistill_core.interfaces.Importer`."""
+
+
+@hookspec
+def recdistill_trainers() -> list[Component]:  # type: ignore[empty-body]  # a hook specification has no body
+    """Trainers; ``build`` returns an :class:`recdistill_core.interfaces.Trainer`."""
 
 
 @hookspec

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -342,6 +343,14 @@ class LogitStore(Protocol):
         ...
 
 
+class Trainer(Protocol):
+    """Runs a training loop over a module and a data module of its framework."""
+
+    def fit(self, module: Any, data: Any, *, epochs: int, callbacks: Sequence[Any], out: Path, title: str) -> None:
+        """Train in place for ``epochs`` passes; logs go below ``out``; ``title`` names the progress bar."""
+        ...
+
+
 #: kind -> the type that ``Component.build`` must return an instance of; protocols are checked by their methods.
 INTERFACES: Mapping[str, Any] = {
     "teacher": Teacher,
@@ -353,4 +362,5 @@ INTERFACES: Mapping[str, Any] = {
     "store": LogitStore,
     "source": SampleSource,
     "importer": Importer,
+    "trainer": Trainer,
 }

@@ -1,0 +1,61 @@
+# Everything runs in .venv, which the first target that needs it makes. Nothing outside this folder is touched.
+.POSIX:
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test lint bench clean versions
+
+help:
+	@echo 'make demo      teacher, labels, student and report on simulated clicks, in a few minutes on a CPU'
+	@echo 'make test      what CI runs: ruff, mypy and all tests'
+	@echo 'make lint      ruff and mypy alone'
+	@echo 'make bench     the benchmarks, with this machine beside the numbers'
+	@echo 'make versions  what is installed in $(VENV)'
+	@echo 'make clean     remove $(VENV), caches and build outputs; runs/ stays'
+	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)'
+
+demo: $(VENV)/.run
+	$(BIN)/recdistill demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.run
+	@found=; for file in benchmarks/bench_*.py; do \
+	  [ -e "$$file" ] || continue; found=1; \
+	  echo "== $$file"; $(BIN)/python "$$file" || exit 1; \
+	done; [ -n "$$found" ] || { echo 'benchmarks/ holds no bench_*.py' >&2; exit 1; }
+
+versions: $(VENV)/.test
+	@$(BIN)/python --version
+	@$(BIN)/python -m pip list --disable-pip-version-check
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis lightning_logs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone: the exact pin lets pip take the build that suits this machine, and nothing that is
+# installed afterwards may move it.
+$(VENV)/.run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "recdistill needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments: its ensurepip module is missing." >&2; \
+	  echo 'On Debian and Ubuntu: sudo apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) hatchling -e '.[test]'
+	@touch $@

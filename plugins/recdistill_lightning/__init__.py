@@ -1,0 +1,75 @@
+"""Lightning wiring: modules, data module and callbacks for one's own trainer script.
+
+Importing a name here imports Lightning; the hook module itself does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from recdistill_core import BuildContext, Component, hookimpl
+
+if TYPE_CHECKING:
+    from recdistill_lightning.capture import LogitCapture
+    from recdistill_lightning.data import DistillationDataModule, ReadOrder
+    from recdistill_lightning.modules import Optimisation, StudentModule, TeacherModule
+
+_HOMES = {
+    "DistillationDataModule": "data",
+    "LogitCapture": "capture",
+    "Optimisation": "modules",
+    "ReadOrder": "data",
+    "StudentModule": "modules",
+    "TeacherModule": "modules",
+}
+
+__all__ = ["DistillationDataModule", "LogitCapture", "Optimisation", "ReadOrder", "StudentModule", "TeacherModule"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"recdistill_lightning.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'recdistill_lightning' has no attribute {name!r}")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Settings of ``lightning.Trainer``; the names are Lightning's own.
+
+    Attributes:
+        accelerator, devices, strategy, precision: as for ``lightning.Trainer``.
+        gradient_clip_val: norm to clip gradients to, 0 for none. accumulate_grad_batches: >= 1.
+        log_every_n_steps: steps between rows of the CSV log, >= 1.
+    """
+
+    accelerator: str = "auto"
+    devices: str = "1"
+    strategy: str = "auto"
+    precision: str = "32-true"
+    gradient_clip_val: float = 0.0
+    accumulate_grad_batches: int = 1
+    log_every_n_steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.gradient_clip_val < 0:
+            raise ValueError(f"gradient_clip_val must be >= 0, got {self.gradient_clip_val}")
+        if min(self.accumulate_grad_batches, self.log_every_n_steps) < 1:
+            raise ValueError(
+                "accumulate_grad_batches and log_every_n_steps must be >= 1, got "
+                f"{self.accumulate_grad_batches} and {self.log_every_n_steps}"
+            )
+
+
+def build(config: TrainerConfig, context: BuildContext) -> Any:
+    """A :class:`recdistill_lightning.trainer.LightningTrainer`."""
+    from recdistill_lightning.trainer import LightningTrainer
+
+    return LightningTrainer(config)
+
+
+@hookimpl
+def recdistill_trainers() -> list[Component]:
+    """``lightning``."""
+    return [Component("lightning", TrainerConfig, build, "lightning.Trainer with a CSV log")]

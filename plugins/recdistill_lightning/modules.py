@@ -1,0 +1,193 @@
+"""Lightning modules for teachers and students. They own the loss; the Trainer, loggers and callbacks are the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from recdistill_core.batch import Batch, Scores
+from recdistill_core.interfaces import HistoryWindow, ServingModule, Student, TrainableTeacher
+from recdistill_core.objective import Objective
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Adam with linear warm-up and optional linear decay over the run.
+
+    Attributes:
+        lr: learning rate > 0. weight_decay: decoupled (AdamW), >= 0. warmup_steps: steps from 0 to ``lr``.
+        decay: True lets the rate fall linearly to 0 at the last step.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr must be > 0, got {self.lr}")
+        if self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ValueError(
+                f"weight_decay and warmup_steps must be >= 0, got {self.weight_decay} and {self.warmup_steps}"
+            )
+
+    def configure(self, module: nn.Module, total_steps: int) -> Any:
+        """What ``configure_optimizers`` returns."""
+        optimizer = torch.optim.AdamW(module.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+            return rise * max(0.0, 1.0 - step / total_steps) if self.decay else rise
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _Module(L.LightningModule):
+    """What teacher and student modules share: one objective per task, validation metrics, the optimiser."""
+
+    def __init__(
+        self, objectives: Mapping[str, Objective], optimisation: Optimisation | None, metrics: Mapping[str, Metric]
+    ) -> None:
+        super().__init__()
+        self.objectives = nn.ModuleDict(objectives)
+        self.optimisation = optimisation or Optimisation()
+        self.task = next(iter(objectives))
+        self.measures = nn.ModuleDict(metrics)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Served logits ``{task: [N]}``."""
+        raise NotImplementedError
+
+    def objective(self, task: str) -> Objective:
+        """The objective of one task."""
+        found = self.objectives[task]
+        if not isinstance(found, Objective):
+            raise TypeError(f"objective of task {task!r} is a {type(found).__name__}")
+        return found
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Served logits ``{task: [N]}``."""
+        return self(batch)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the metrics of the first task on rows whose label is observed."""
+        seen = batch.observed[self.task]
+        logit = self(batch)[self.task][seen]
+        for name, metric in self.measures.items():
+            metric(logit, batch.labels[self.task][seen], batch.user_id[seen])
+            self.log(f"val/{name}", metric, batch_size=len(batch), on_step=False, on_epoch=True)  # type: ignore[arg-type]  # a torchmetrics.Metric kept in a ModuleDict
+
+    def configure_optimizers(self) -> Any:
+        """Adam as :class:`Optimisation` says; override it for anything else."""
+        return self.optimisation.configure(self, max(1, int(self.trainer.estimated_stepping_batches)))
+
+    def _log_terms(self, task: str, terms: Mapping[str, Tensor], count: int) -> None:
+        values = {f"train/{task}/{name}": value.detach().mean() for name, value in terms.items()}
+        self.log_dict(values, batch_size=count)
+
+
+class TeacherModule(_Module):
+    """Trains a teacher on hard labels.
+
+    Args:
+        teacher: the model.
+        objectives: ``{task: Objective(task)}``, with the teacher's debiasers; default: one plain objective per task.
+        optimisation: optimiser settings.
+        tasks: used where ``objectives`` is None.
+        metrics: ``{name: torchmetrics.Metric}`` for validation, fed ``(logit, label, user_id)``.
+    """
+
+    def __init__(
+        self,
+        teacher: TrainableTeacher,
+        objectives: Mapping[str, Objective] | None = None,
+        optimisation: Optimisation | None = None,
+        *,
+        tasks: Sequence[str] = (),
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        super().__init__(objectives or {task: Objective(task) for task in tasks}, optimisation, metrics or {})
+        self.teacher = teacher
+
+    @property
+    def history(self) -> HistoryWindow | None:
+        """History that the data module must give."""
+        return self.teacher.history
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits ``{task: [N]}``."""
+        return dict(self.teacher.training_scores(batch).logits)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """The loss, and under ``logits`` the raw logits of this very forward pass, which precede the update."""
+        scores: Scores = self.teacher.training_scores(batch)
+        losses = []
+        for task in self.objectives:
+            objective = self.objective(task)
+            terms = objective.terms({"main": scores.logits[task]}, batch)
+            self._log_terms(task, terms, len(batch))
+            losses.append(objective.reduce(terms))
+        logits = {task: scores.logits[task].detach() for task in self.objectives}
+        return {"loss": torch.stack(losses).sum(), "logits": logits}
+
+
+class StudentModule(_Module):
+    """Trains a student: shared backbone, main tower on hard labels, auxiliary towers as the strategy asks.
+
+    The main tower is made before any auxiliary one, so a raw and a distilled student of one seed start equal.
+
+    Args:
+        student: the model.
+        objectives: ``{task: Objective(task, strategy, loss, debiasers)}``; without a strategy the student is raw.
+        optimisation: optimiser settings.
+        metrics: ``{name: torchmetrics.Metric}`` for validation, fed ``(logit, label, user_id)``.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        objectives: Mapping[str, Objective],
+        optimisation: Optimisation | None = None,
+        *,
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        super().__init__(objectives, optimisation, metrics or {})
+        self.student = student
+        self.main = student.tower()
+        names = {name: None for task in objectives for name in objectives[task].auxiliary}
+        self.auxiliary = nn.ModuleDict({name: student.tower() for name in names})
+
+    @property
+    def history(self) -> HistoryWindow | None:
+        """History that the data module must give."""
+        return self.student.history
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits ``{task: [N]}`` of the main tower."""
+        logits: dict[str, Tensor] = self.main(self.student.backbone(batch))
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Scalar loss of all tasks and heads."""
+        features = self.student.backbone(batch)
+        heads = {"main": self.main(features)}
+        heads.update({name: tower(features) for name, tower in self.auxiliary.items()})
+        losses = []
+        for task in self.objectives:
+            objective = self.objective(task)
+            terms = objective.terms({name: logits[task] for name, logits in heads.items()}, batch)
+            self._log_terms(task, terms, len(batch))
+            losses.append(objective.reduce(terms))
+        return torch.stack(losses).sum()
+
+    def serving_module(self) -> ServingModule:
+        """Backbone and main tower alone."""
+        return self.student.serving_module(self.main)

@@ -1,0 +1,79 @@
+"""The order in which rows are read: time windows in order; within a window by time, by user, or shuffled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recdistill_core.errors import DataError
+from recdistill_core.interfaces import SampleSource
+
+WITHIN = ("time", "user", "shuffle")
+
+
+@dataclass(frozen=True)
+class ReadOrder:
+    """How a pass over the rows is cut into batches.
+
+    Attributes:
+        batch_size: rows per batch, >= 1.
+        window_hours: rows are read in windows of this many hours of event time, windows in time order; a window is
+            the precision of "in time order". 0: strict time order.
+        within: order inside a window. ``user`` keeps the rows of one user together, users in seeded random order, so
+            that a long history is encoded once per window; ``shuffle`` is a seeded random order; ``time`` is strict.
+    """
+
+    batch_size: int = 2048
+    window_hours: float = 24.0
+    within: str = "user"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
+        if not self.window_hours >= 0:
+            raise ValueError(f"window_hours must be >= 0, got {self.window_hours}")
+        if self.within not in WITHIN:
+            raise ValueError(f"within must be one of {', '.join(WITHIN)}, got {self.within!r}")
+
+
+def windows(event_time: NDArray[np.int64], start: int, stop: int, hours: float) -> Iterator[tuple[int, int]]:
+    """``(first, last + 1)`` row ranges of the windows between ``start`` and ``stop``; times ascend."""
+    if hours <= 0:
+        yield start, stop
+        return
+    first = start
+    while first < stop:
+        span = int(hours * 3_600_000)
+        bound = (int(event_time[first]) // span + 1) * span
+        last = min(stop, first + int(np.searchsorted(event_time[first:stop], bound, side="left")))
+        yield first, last
+        first = last
+
+
+def row_batches(
+    source: SampleSource, start: int, stop: int, order: ReadOrder, seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """Row positions of each batch, ``[<= batch_size]`` int64. Batches never cross a window.
+
+    Raises:
+        DataError: if the range holds no row.
+    """
+    if stop <= start:
+        raise DataError(
+            f"no rows between positions {start} and {stop}", where="read order", fix="widen the split's time range"
+        )
+    within = "time" if order.window_hours <= 0 else order.within
+    users = source.column("user_id")
+    for number, (first, last) in enumerate(windows(source.column("event_time"), start, stop, order.window_hours)):
+        rows = np.arange(first, last, dtype=np.int64)
+        generator = np.random.default_rng([seed, number])
+        if within == "shuffle":
+            rows = generator.permutation(rows)
+        elif within == "user":
+            present, place = np.unique(users[first:last], return_inverse=True)
+            rows = rows[np.argsort(generator.permutation(len(present))[place], kind="stable")]
+        for begin in range(0, len(rows), order.batch_size):
+            yield rows[begin : begin + order.batch_size]

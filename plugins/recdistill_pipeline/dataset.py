@@ -1,0 +1,90 @@
+"""Find or import a run's dataset, and turn the split's times into row ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from recdistill_core.component import BuildContext
+from recdistill_core.config import Resolved
+from recdistill_core.errors import DataError, UsageError
+from recdistill_core.interfaces import SampleSource
+from recdistill_parquet.dataset import ParquetSource
+from recdistill_parquet.dataset_writer import write_dataset
+from recdistill_pipeline.runconfig import SplitConfig
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row ranges ``[first, last + 1)``: the teacher's and the students' training rows, and the test rows."""
+
+    teacher: tuple[int, int]
+    student: tuple[int, int]
+    test: tuple[int, int]
+
+
+def import_dataset(importer: Resolved, out: Path, memory_limit: str, progress: Progress | None = None) -> None:
+    """Read somebody's log through an importer and write a dataset."""
+    raw = importer.build(BuildContext()).open()
+    write_dataset(raw, out, memory_limit=memory_limit, progress=progress)
+
+
+def open_dataset(path: Path) -> ParquetSource:
+    """Open an imported dataset."""
+    return ParquetSource(path)
+
+
+def make_split(source: SampleSource, config: SplitConfig) -> Split:
+    """Row ranges of a split.
+
+    Raises:
+        UsageError: for a bound that is no time and no share. DataError: for an empty range.
+    """
+    start = _row(source, config.train_from, "train_from", 0)
+    test_from = _row(source, config.test_from, "test_from", source.num_rows)
+    test_until = _row(source, config.test_until, "test_until", source.num_rows)
+    student = _row(source, config.student_from, "student_from", start)
+    split = Split((start, test_from), (student, test_from), (test_from, test_until))
+    for name, (first, last) in (("teacher", split.teacher), ("student", split.student), ("test", split.test)):
+        if last <= first:
+            raise DataError(
+                f"the split leaves no {name} rows",
+                where=f"train_from={config.train_from!r}, student_from={config.student_from!r}, "
+                f"test_from={config.test_from!r}, test_until={config.test_until!r}; the log runs from "
+                f"{_iso(source, 0)} to {_iso(source, source.num_rows - 1)}",
+                fix="move the bounds inside the log's time range",
+            )
+    return split
+
+
+def _row(source: SampleSource, bound: str, name: str, default: int) -> int:
+    text = bound.strip()
+    if not text:
+        return default
+    try:
+        if text.endswith("%"):
+            share = float(text[:-1]) / 100.0
+            if not 0.0 <= share <= 1.0:
+                raise ValueError
+            place = min(int(share * source.num_rows), source.num_rows - 1)
+            # rows of one moment stay on one side of the bound
+            return source.row_at(int(source.column("event_time")[place]))
+        if text.isdigit() and len(text) > 8:
+            return source.row_at(int(text))
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(
+            f"split bound {bound!r} is no time and no share of the rows",
+            where=f"split.{name}",
+            fix="write an ISO date or time (2022-05-04, 2022-05-04T12:00:00+08:00), ms since the epoch, or '80%'",
+        ) from error
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return source.row_at(int(moment.timestamp() * 1000))
+
+
+def _iso(source: SampleSource, row: int) -> str:
+    return datetime.fromtimestamp(int(source.column("event_time")[row]) / 1000, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,174 @@
+"""Evaluation: every model on the same later rows, eta with intervals, and what each model costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recdistill_core.batch import Batch
+from recdistill_core.component import BuildContext
+from recdistill_core.errors import DataError
+from recdistill_core.interfaces import SampleSource
+from recdistill_pipeline.dataset import Split
+from recdistill_pipeline.models import build_student, build_teacher
+from recdistill_pipeline.plan import Plan
+from recdistill_pipeline.rundir import RunDirectory
+from recdistill_pipeline.scoring import cost, score_rows
+from recdistill_pipeline.statistics import transferability
+
+Floats = NDArray[np.float64]
+BOOTSTRAP_SEED = 20_240_229
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Test rows and raw logits of every model and seed.
+
+    Attributes:
+        label: ``[N]`` of 0 and 1. user: ``[N]``.
+        logits: ``{"teacher" | "raw/<student>" | "distilled/<student>": [one [N] array per seed]}``.
+        costs: ``{"teacher" | student: cost}``.
+        truth: ``[N]`` true logits where a simulator kept them aside, or None.
+    """
+
+    label: Floats
+    user: NDArray[np.int64]
+    logits: Mapping[str, list[Floats]]
+    costs: Mapping[str, Mapping[str, float]]
+    truth: Floats | None
+
+
+def predict(
+    plan: Plan, run: RunDirectory, source: SampleSource, split: Split, say: Callable[[str], None]
+) -> Predictions:
+    """Score the observed test rows with every trained model of the run."""
+    task = plan.config.task
+    label = source.column(f"label_{task}")[split.test[0] : split.test[1]].astype(np.float64)
+    seen = ~np.isnan(label)
+    label, user = label[seen], source.column("user_id")[split.test[0] : split.test[1]][seen].astype(np.int64)
+    if len(label) == 0 or label.min() == label.max():
+        raise DataError(
+            f"the test rows hold {'no' if len(label) == 0 else 'only one class of'} labels of task {task!r}",
+            where=f"rows {split.test[0]} to {split.test[1]}",
+            fix="move split.test_from so that the test rows hold both classes",
+        )
+    logits: dict[str, list[Floats]] = {}
+    costs: dict[str, Mapping[str, float]] = {}
+    batch_size = plan.config.evaluation.batch_size
+    for seed in plan.config.seeds:
+        for name, step, module in _models(plan, run, source, seed):
+            say(f"scoring {split.test[1] - split.test[0]:,} test rows with {name}, seed {seed}")
+            module.eval()
+
+            def score(batch: Batch, module: Any = module) -> Any:
+                return module(batch)[task]
+
+            found = score_rows(source, split.test, module.history, score, batch_size)[seen]
+            logits.setdefault(name, []).append(found)
+            key = name.removeprefix("raw/").removeprefix("distilled/")
+            if key not in costs:
+                served = module.teacher if name == "teacher" else module.serving_module()
+                costs[key] = cost(served, score, source, split.test, module.history)
+            _keep(run.path / "predictions" / f"{step.replace('/', '-')}.parquet", source, split, seen, found)
+    truth = source.truth(task)
+    if truth is not None:
+        part = np.clip(truth[split.test[0] : split.test[1]][seen], 1e-12, 1 - 1e-12)
+        truth = np.log(part) - np.log1p(-part)
+    return Predictions(label, user, logits, costs, truth)
+
+
+def _models(plan: Plan, run: RunDirectory, source: SampleSource, seed: int) -> Any:
+    """``(name, step, module)`` of every model of one seed, restored from its step."""
+    step = f"seed-{seed}/teacher"
+    yield "teacher", step, build_teacher(plan, source.schema, seed, run.checked(step, "model.safetensors"))
+    for label in plan.students:
+        for kind in ("raw", "distilled"):
+            step = f"seed-{seed}/{label}-{kind}"
+            weights = run.checked(step, "model.safetensors")
+            module = build_student(plan, label, source.schema, seed, distilled=kind == "distilled", weights=weights)
+            yield f"{kind}/{label}", step, module
+
+
+def _keep(path: Path, source: SampleSource, split: Split, seen: NDArray[np.bool_], logit: Floats) -> None:
+    path.parent.mkdir(exist_ok=True)
+    ids = source.column("example_id")[split.test[0] : split.test[1]][seen]
+    pq.write_table(pa.table({"example_id": ids, "logit": logit.astype(np.float32)}), path)
+
+
+def measure(plan: Plan, found: Predictions, say: Callable[[str], None]) -> dict[str, Any]:
+    """The numbers of ``metrics.json``, for every student; the first one's also at the top."""
+    metrics = {name: entry.build(BuildContext()) for name, entry in plan.metrics.items()}
+    plain = {name: entry.build(BuildContext()) for name, entry in plan.plain.items()}
+    ones = np.ones(int(found.user.max()) + 1)
+    students: dict[str, Any] = {}
+    for label in plan.students:
+        sides = {
+            "raw": found.logits[f"raw/{label}"],
+            "teacher": found.logits["teacher"],
+            "distilled": found.logits[f"distilled/{label}"],
+        }
+        result: dict[str, Any] = {"raw": {}, "teacher": {}, "distilled": {}, "eta": {}, "gain": {}}
+        for name, metric in metrics.items():
+            say(f"bootstrap of {name} for {label}")
+            eta = asdict(_eta(plan, metric, found, sides))
+            result["eta"][name] = {
+                key: eta[key] for key in ("value", "low", "high", "note", "fieller", "undefined_resamples")
+            }
+            result["gain"][name] = {"teacher": eta["gain"], "distilled": eta["gain_distill"]}
+            for side in sides:
+                result[side][name] = eta[side]["value"]
+                result[side][f"{name}_interval"] = [eta[side]["low"], eta[side]["high"]]
+                result[side][f"{name}_seeds"] = [
+                    _number(metric.prepare(logit, found.label, found.user)(ones)) for logit in sides[side]
+                ]
+        for name, metric in plain.items():
+            for side, logits in sides.items():
+                values = [metric.prepare(logit, found.label, found.user)(ones) for logit in logits]
+                result[side][name] = _number(float(np.mean(values)))
+        result["cost"] = _costs(found.costs["teacher"], found.costs[label])
+        students[label] = result
+    first = next(iter(students.values()))
+    answer = {"seeds": len(plan.config.seeds), **first, "students": students}
+    if found.truth is not None:
+        answer["oracle"] = {
+            name: _number(metric.prepare(found.truth, found.label, found.user)(ones))
+            for name, metric in metrics.items()
+        }
+    return answer
+
+
+def _eta(plan: Plan, metric: Any, found: Predictions, sides: Mapping[str, list[Floats]]) -> Any:
+    return transferability(
+        metric,
+        found.label,
+        found.user,
+        sides["raw"],
+        sides["teacher"],
+        sides["distilled"],
+        seed=BOOTSTRAP_SEED,
+        resamples=plan.config.evaluation.resamples,
+        confidence=plan.config.evaluation.confidence,
+    )
+
+
+def _costs(teacher: Mapping[str, float], student: Mapping[str, float]) -> dict[str, Any]:
+    """Teacher and student cost, and how many times cheaper the student is."""
+    return {
+        "teacher": dict(teacher),
+        "student": dict(student),
+        "ratio": {
+            key: teacher[key] / student[key] if student[key] else None
+            for key in ("parameters", "dense_parameters", "flops_per_impression")
+        },
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

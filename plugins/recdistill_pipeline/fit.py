@@ -1,0 +1,115 @@
+"""The training jobs: a teacher whose logits land in the store as it trains, and students that learn from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recdistill_core.component import BuildContext
+from recdistill_core.interfaces import LabelVersion, LogitStore, SampleSource
+from recdistill_lightning.capture import LogitCapture, capture_after_training
+from recdistill_lightning.data import DistillationDataModule, read_labels
+from recdistill_lightning.modules import StudentModule, TeacherModule
+from recdistill_pipeline.checkpoint import save_weights
+from recdistill_pipeline.dataset import Split
+from recdistill_pipeline.models import build_student, build_teacher, fit_debiasers, read_order
+from recdistill_pipeline.plan import Plan
+
+
+def fit_teacher(
+    plan: Plan, source: SampleSource, split: Split, store: LogitStore, seed: int, out: Path
+) -> dict[str, Any]:
+    """Train a teacher into ``out`` and leave its labels in the store; returns the step's facts."""
+    config = plan.config.teacher_training
+    module = build_teacher(plan, source.schema, seed)
+    data = DistillationDataModule(source, read_order(config), train=split.teacher, history=module.history, seed=seed)
+    reports = fit_debiasers(module, data)
+    capture = LogitCapture(
+        store,
+        snapshot=source.snapshot_id,
+        view=source.schema.view_hash(),
+        seed=seed,
+        warmup_steps=plan.config.capture.warmup_steps,
+        facts={"teacher": plan.teacher.plain()},
+        write=plan.config.capture.mode == "prequential",
+    )
+    trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
+    trainer.fit(module, data, epochs=config.epochs, callbacks=[capture], out=out / "log", title=f"teacher, seed {seed}")
+    save_weights(module.state_dict(), out / "model.safetensors")
+    capture.trained.save(out / "trained_on.npy")
+    version = capture.committed or _capture_leaky(plan, module, data, store, capture, source)
+    return {
+        "kind": "teacher",
+        "seed": seed,
+        "labels": _plain(version),
+        "fingerprint": module.teacher.fingerprint(),
+        "description": dict(module.teacher.describe()),
+        "debiasers": reports,
+    }
+
+
+def _capture_leaky(
+    plan: Plan,
+    module: TeacherModule,
+    data: DistillationDataModule,
+    store: LogitStore,
+    capture: LogitCapture,
+    source: SampleSource,
+) -> LabelVersion:
+    """The mode that only shows the damage: score the rows the teacher has just been trained on."""
+    return capture_after_training(
+        module,
+        data.train_dataloader(),
+        store,
+        trained=capture.trained,
+        view=source.schema.view_hash(),
+        facts={"dataset": source.snapshot_id, "seed": capture.seed},
+        allow_leaky=plan.config.capture.allow_leaky,
+    )
+
+
+def fit_student(
+    plan: Plan,
+    label: str,
+    source: SampleSource,
+    split: Split,
+    store: LogitStore,
+    teacher: Mapping[str, Any] | None,
+    seed: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Train a raw student (``teacher`` None) or one that learns from a teacher step's labels; returns its facts."""
+    config = plan.config.student_training
+    module = build_student(plan, label, source.schema, seed, distilled=teacher is not None)
+    facts: dict[str, Any] = {"kind": "student", "student": label, "seed": seed, "labels": None}
+    signal = None
+    if teacher is not None:
+        version = teacher["labels"]["version"]
+        signal, coverage = read_labels(source, store, version, split.student, plan.config.capture.min_coverage)
+        facts["labels"] = {**teacher["labels"], "coverage": coverage, "store": store.snapshot_id()}
+    data = DistillationDataModule(
+        source, read_order(config), train=split.student, history=module.history, labels=signal, seed=seed
+    )
+    facts["debiasers"] = fit_debiasers(module, data)
+    trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
+    kind = "raw" if teacher is None else "distilled"
+    title = f"{kind} {label}, seed {seed}"
+    trainer.fit(module, data, epochs=config.epochs, callbacks=[], out=out / "log", title=title)
+    save_weights(module.state_dict(), out / "model.safetensors")
+    save_weights(_served(module), out / "serving.safetensors")
+    return facts
+
+
+def _served(module: StudentModule) -> dict[str, Any]:
+    return dict(module.serving_module().state_dict())
+
+
+def _plain(version: LabelVersion) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "mode": version.mode.value,
+        "tasks": list(version.tasks),
+        "count": version.count,
+        "view": version.view,
+    }

@@ -1,0 +1,127 @@
+"""A run configuration with every component found and its settings checked, before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from recdistill_core.config import Resolved, fill, resolve
+from recdistill_core.errors import ConfigError, Problem
+from recdistill_core.registry import Registry
+from recdistill_pipeline.runconfig import RunConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The resolved run.
+
+    Attributes:
+        config: the filled configuration. students: ``{label: student}``; labels are unique folder names.
+        metrics, plain: ``{name: metric}``.
+    """
+
+    config: RunConfig
+    importer: Resolved | None
+    teacher: Resolved
+    students: Mapping[str, Resolved]
+    strategy: Resolved
+    loss: Resolved
+    teacher_debiasers: tuple[Resolved, ...]
+    student_debiasers: tuple[Resolved, ...]
+    metrics: Mapping[str, Resolved]
+    plain: Mapping[str, Resolved]
+    trainer: Resolved
+
+    def components(self) -> tuple[Resolved, ...]:
+        """Everything whose needs the dataset must meet."""
+        return (
+            self.teacher,
+            *self.students.values(),
+            self.strategy,
+            self.loss,
+            *self.teacher_debiasers,
+            *self.student_debiasers,
+        )
+
+    def resolved(self) -> dict[str, Any]:
+        """The configuration with every default written out, as ``config.yaml`` holds it."""
+        return {
+            **asdict(self.config),
+            "dataset": {
+                **asdict(self.config.dataset),
+                "importer": self.importer.plain() if self.importer else {},
+            },
+            "teacher": self.teacher.plain(),
+            "students": [student.plain() for student in self.students.values()],
+            "strategy": self.strategy.plain(),
+            "loss": self.loss.plain(),
+            "teacher_debiasers": [entry.plain() for entry in self.teacher_debiasers],
+            "student_debiasers": [entry.plain() for entry in self.student_debiasers],
+            "trainer": self.trainer.plain(),
+            "evaluation": {
+                **asdict(self.config.evaluation),
+                "metrics": [metric.plain() for metric in self.metrics.values()],
+                "plain": [metric.plain() for metric in self.plain.values()],
+            },
+        }
+
+
+def make_plan(data: Mapping[str, Any], registry: Registry) -> Plan:
+    """Check a whole configuration.
+
+    Raises:
+        ConfigError: with every fault at once. PluginError: for a component that is not installed.
+    """
+    problems: list[Problem] = []
+    config = fill(RunConfig, data, "", problems)
+    if config is None:
+        raise ConfigError(problems)
+
+    def one(kind: str, spec: Any, path: str) -> Any:
+        return resolve(registry, kind, spec, path, problems)
+
+    def many(kind: str, specs: list[Any], path: str) -> list[Any]:
+        return [one(kind, spec, f"{path}[{index}]") for index, spec in enumerate(specs)]
+
+    importer = one("importer", config.dataset.importer, "dataset.importer") if config.dataset.importer else None
+    teacher = one("teacher", config.teacher, "teacher")
+    students = many("student", config.students, "students")
+    strategy, loss = one("strategy", config.strategy, "strategy"), one("loss", config.loss, "loss")
+    teacher_debiasers = many("debiaser", config.teacher_debiasers, "teacher_debiasers")
+    student_debiasers = many("debiaser", config.student_debiasers, "student_debiasers")
+    metrics = many("metric", config.evaluation.metrics, "evaluation.metrics")
+    plain = many("metric", config.evaluation.plain, "evaluation.plain")
+    trainer = one("trainer", config.trainer, "trainer")
+    if config.capture.mode == "leaky" and not config.capture.allow_leaky:
+        problems.append(
+            Problem(
+                "capture.mode",
+                "'leaky' stores logits of a teacher that was trained on the same examples, so labels leak into what is "
+                "distilled; set capture.allow_leaky=true to do it all the same, every result is then marked leaky",
+            )
+        )
+    if problems:
+        raise ConfigError(problems)
+    return Plan(
+        config,
+        importer,
+        teacher,
+        _labelled(students),
+        strategy,
+        loss,
+        tuple(teacher_debiasers),
+        tuple(student_debiasers),
+        {entry.name: entry for entry in metrics},
+        {entry.name: entry for entry in plain},
+        trainer,
+    )
+
+
+def _labelled(students: list[Resolved]) -> dict[str, Resolved]:
+    """``{"dcn": ..., "dcn-2": ...}``: the name, numbered where it is used again."""
+    labelled: dict[str, Resolved] = {}
+    for student in students:
+        count = sum(1 for other in labelled.values() if other.name == student.name)
+        labelled[student.name if not count else f"{student.name}-{count + 1}"] = student
+    return labelled

@@ -1,0 +1,152 @@
+"""A run: import, teacher, students, evaluation; every step is done once and survives a restart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recdistill_core.config import make
+from recdistill_core.errors import UsageError
+from recdistill_core.interfaces import LogitStore, SampleSource
+from recdistill_core.registry import Registry
+from recdistill_core.wiring import check
+from recdistill_pipeline.dataset import Progress, Split, import_dataset, make_split, open_dataset
+from recdistill_pipeline.evaluate import measure, predict
+from recdistill_pipeline.fit import fit_student, fit_teacher
+from recdistill_pipeline.plan import Plan
+from recdistill_pipeline.plots import draw_all
+from recdistill_pipeline.report import summary
+from recdistill_pipeline.rundir import RunDirectory, read_json, versions, write_text
+
+
+class Run:
+    """One run directory and the jobs that fill it.
+
+    Args:
+        plan: the resolved configuration. out: the run directory. registry: for the store.
+        say: told what happens, a line at a time. progress: told how far the import is.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        registry: Registry,
+        say: Callable[[str], None] = lambda line: None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.plan, self.say, self.progress = plan, say, progress
+        self.directory = RunDirectory(out, plan.resolved())
+        store = {"path": str(out / "labels"), **plan.config.store}
+        self.store: LogitStore = make(registry, "store", store)
+        if plan.config.threads:
+            torch.set_num_threads(plan.config.threads)
+
+    def dataset(self) -> tuple[SampleSource, Split]:
+        """The dataset, imported where need be, with its split; everything is wired up and checked."""
+        path = Path(self.plan.config.dataset.path or self.directory.path / "dataset")
+        if self.plan.importer is not None and not (path / "manifest.json").exists():
+            self.say(f"importing {self.plan.importer.name} into {path}")
+            import_dataset(self.plan.importer, path, self.plan.config.dataset.memory_limit, self.progress)
+        source = open_dataset(path)
+        for task in self.plan.config.all_tasks():
+            source.schema.require_task(task)
+        check(self.plan.components(), source.schema, dataset=str(path), also={"teacher"})
+        return source, make_split(source, self.plan.config.split)
+
+    def teachers(self) -> None:
+        """Train a teacher per seed; their labels land in the store."""
+        source, split = self.dataset()
+        for seed in self.plan.config.seeds:
+            name = f"seed-{seed}/teacher"
+            if not self.directory.done(name):
+                self.say(f"teacher {self.plan.teacher.name}, seed {seed}: {split.teacher[1] - split.teacher[0]:,} rows")
+            self.directory.step(name, partial(fit_teacher, self.plan, source, split, self.store, seed))
+
+    def students(self) -> None:
+        """Train every student raw and distilled, per seed."""
+        source, split = self.dataset()
+        for seed in self.plan.config.seeds:
+            if not self.directory.done(f"seed-{seed}/teacher"):
+                raise UsageError(
+                    f"seed {seed} has no teacher yet", where=str(self.directory.path), fix="run 'teacher fit' first"
+                )
+            labels = read_json(self.directory.path / f"seed-{seed}/teacher/manifest.json")
+            for label in self.plan.students:
+                for kind, teacher in (("raw", None), ("distilled", labels)):
+                    self._student(source, split, seed, label, kind, teacher)
+
+    def _student(
+        self, source: SampleSource, split: Split, seed: int, label: str, kind: str, teacher: Mapping[str, Any] | None
+    ) -> None:
+        name = f"seed-{seed}/{label}-{kind}"
+        if not self.directory.done(name):
+            self.say(f"{kind} student {label}, seed {seed}: {split.student[1] - split.student[0]:,} rows")
+        self.directory.step(name, partial(fit_student, self.plan, label, source, split, self.store, teacher, seed))
+
+    def evaluate(self) -> dict[str, Any]:
+        """Score, measure and report; writes metrics.json, manifest.json, summary.md and plots."""
+        source, split = self.dataset()
+        found = predict(self.plan, self.directory, source, split, self.say)
+        results = {**self._about(source, split, found), **measure(self.plan, found, self.say)}
+        out = self.directory.path
+        draw_all(results, found, out / "plots")
+        write_text(out / "summary.md", summary(results))
+        write_text(out / "manifest.json", json.dumps(self._manifest(source), indent=2, default=str))
+        write_text(out / "metrics.json", json.dumps(results, indent=2, allow_nan=False))
+        return results
+
+    def all(self) -> dict[str, Any]:
+        """The whole run."""
+        self.teachers()
+        self.students()
+        return self.evaluate()
+
+    def _steps(self) -> dict[str, dict[str, Any]]:
+        paths = sorted(self.directory.path.glob("seed-*/*/manifest.json"))
+        return {str(path.parent.relative_to(self.directory.path)): read_json(path) for path in paths}
+
+    def _about(self, source: SampleSource, split: Split, found: Any) -> dict[str, Any]:
+        steps = self._steps()
+        coverage = {
+            label: steps[f"seed-{self.plan.config.seeds[0]}/{label}-distilled"]["labels"]["coverage"][
+                self.plan.config.task
+            ]
+            for label in self.plan.students
+        }
+        return {
+            "name": self.plan.config.name,
+            "task": self.plan.config.task,
+            "capture": self.plan.config.capture.mode,
+            "confidence": self.plan.config.evaluation.confidence,
+            "data": {
+                "teacher_rows": split.teacher[1] - split.teacher[0],
+                "student_rows": split.student[1] - split.student[0],
+                "test_rows": len(found.label),
+                "test_users": len(set(found.user.tolist())),
+                "coverage": coverage,
+            },
+            "versions": versions(),
+        }
+
+    def _manifest(self, source: SampleSource) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "config_digest": self.directory.config_digest,
+            "seeds": list(self.plan.config.seeds),
+            "dataset": source.snapshot_id,
+            "feature_view": source.schema.view_hash(),
+            "labels": self.store.snapshot_id(),
+            "capture": self.plan.config.capture.mode,
+            "plugins": {
+                entry.label: f"{entry.entry.plugin.distribution} {entry.entry.plugin.version}"
+                for entry in self.plan.components()
+            },
+            "versions": versions(),
+            "steps": self._steps(),
+        }

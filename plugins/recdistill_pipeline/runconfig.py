@@ -1,0 +1,163 @@
+"""The run configuration: what a YAML file for ``recdistill run`` may say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from recdistill_core.interfaces import CaptureMode
+
+CAPTURES = (CaptureMode.PREQUENTIAL.value, CaptureMode.LEAKY.value)
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Where the impressions come from.
+
+    Attributes:
+        path: an imported dataset's folder; empty: import into the run directory.
+        importer: ``{name: kuairand, ...}``, used where ``path`` is empty.
+        memory_limit: bound on the import's memory, such as ``1GB``.
+    """
+
+    path: str = ""
+    importer: dict[str, Any] = field(default_factory=dict)
+    memory_limit: str = "1GB"
+
+    def __post_init__(self) -> None:
+        if bool(self.path) == bool(self.importer):
+            raise ValueError("give either path (an imported dataset) or importer ({name: ...}), not both or neither")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Time ranges; each bound is an ISO date or time (UTC), ms since the epoch, or a share of the rows like ``80%``.
+
+    Attributes:
+        test_from: rows from here on are the test set; the teacher and the students train on earlier rows only.
+        test_until: end of the test set; empty: the end of the log.
+        train_from: the teacher's (and by default the students') first row; empty: the start of the log.
+        student_from: the students' first row, for students that see less of the log than their teacher.
+    """
+
+    test_from: str = "80%"
+    test_until: str = ""
+    train_from: str = ""
+    student_from: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One model's training; see :class:`recdistill_lightning.Optimisation` and ``ReadOrder``."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: bool = False
+    batch_size: int = 2048
+    window_hours: float = 24.0
+    within: str = "shuffle"
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        from recdistill_lightning import Optimisation, ReadOrder
+
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be >= 1, got {self.epochs}")
+        Optimisation(self.lr, self.weight_decay, self.warmup_steps, self.decay)
+        ReadOrder(self.batch_size, self.window_hours, self.within)
+
+
+@dataclass(frozen=True)
+class CaptureConfig:
+    """How teacher logits become labels.
+
+    Attributes:
+        mode: ``prequential`` (from the training forward pass, before the update) or ``leaky`` (scored after training;
+            only for showing the damage).
+        allow_leaky: must be true for ``leaky``.
+        warmup_steps: first training steps whose logits are not captured.
+        min_coverage: share of the students' training rows that must have a label, in [0, 1].
+    """
+
+    mode: str = "prequential"
+    allow_leaky: bool = False
+    warmup_steps: int = 0
+    min_coverage: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in CAPTURES:
+            raise ValueError(f"mode must be one of {', '.join(CAPTURES)}, got {self.mode!r}")
+        if not 0.0 <= self.min_coverage <= 1.0:
+            raise ValueError(f"min_coverage must lie in [0, 1], got {self.min_coverage}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps}")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on the test rows.
+
+    Attributes:
+        metrics: metrics with eta and intervals. plain: metrics reported without eta.
+        resamples: bootstrap resamples of users (and seeds), >= 100. confidence: of the intervals, in (0, 1).
+        batch_size: rows per scoring batch.
+    """
+
+    metrics: list[Any] = field(default_factory=lambda: ["auc", "gauc", "ne"])
+    plain: list[Any] = field(default_factory=lambda: ["calibration", "ece"])
+    resamples: int = 1000
+    confidence: float = 0.95
+    batch_size: int = 4096
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise ValueError("metrics needs at least one entry")
+        if self.resamples < 100:
+            raise ValueError(f"resamples must be >= 100, got {self.resamples}")
+        if not 0.0 < self.confidence < 1.0:
+            raise ValueError(f"confidence must lie in (0, 1), got {self.confidence}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run.
+
+    Attributes:
+        task: the task that is evaluated. tasks: all tasks that are learnt; empty: ``task`` alone.
+        students: one or more; the first one's numbers head ``metrics.json``.
+        seeds: each seed trains a teacher, and every student raw and distilled.
+        threads: CPU threads; 0 leaves torch's choice.
+    """
+
+    name: str
+    dataset: DatasetConfig
+    task: str
+    split: SplitConfig = field(default_factory=SplitConfig)
+    tasks: list[str] = field(default_factory=list)
+    teacher: dict[str, Any] = field(default_factory=lambda: {"name": "hstu"})
+    students: list[Any] = field(default_factory=lambda: [{"name": "dcn"}, {"name": "mlp"}])
+    strategy: dict[str, Any] = field(default_factory=lambda: {"name": "rec_distill"})
+    loss: dict[str, Any] = field(default_factory=lambda: {"name": "soft_ce"})
+    teacher_debiasers: list[Any] = field(default_factory=list)
+    student_debiasers: list[Any] = field(default_factory=list)
+    teacher_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(within="user"))
+    student_training: TrainingConfig = field(default_factory=TrainingConfig)
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    trainer: dict[str, Any] = field(default_factory=lambda: {"name": "lightning"})
+    store: dict[str, Any] = field(default_factory=lambda: {"name": "parquet"})
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds needs one or more different numbers >= 0, got {self.seeds}")
+        if not self.students:
+            raise ValueError("students needs at least one entry")
+
+    def all_tasks(self) -> tuple[str, ...]:
+        """``task`` first, then the others."""
+        return (self.task, *(name for name in self.tasks if name != self.task))

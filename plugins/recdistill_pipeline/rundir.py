@@ -1,0 +1,122 @@
+"""The run directory: one folder per finished step, each complete or absent, so that a run can be started again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from recdistill_core import __version__
+from recdistill_core.config import to_yaml
+from recdistill_core.errors import IntegrityError, UsageError
+from recdistill_core.fingerprint import digest, file_sha256
+
+LIBRARIES = ("torch", "lightning", "torchmetrics", "numpy", "pyarrow", "duckdb", "safetensors", "xformers")
+
+
+class RunDirectory:
+    """``RUN/`` with ``config.yaml`` and a folder per step.
+
+    Args:
+        path: created where absent. config: the resolved configuration; a directory of another one is refused.
+
+    Raises:
+        UsageError: if the directory holds a run of another configuration or files of something else.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path = path
+        self.config_digest = digest(config)
+        home = path / "config.yaml"
+        if home.exists():
+            before = OmegaConf.to_container(OmegaConf.load(home))
+            if digest(json.loads(json.dumps(before))) != digest(json.loads(json.dumps(config))):
+                raise UsageError(
+                    "the run directory holds a run of another configuration",
+                    where=str(home),
+                    fix="give another --out, or the configuration it was started with",
+                )
+        elif path.exists() and any(path.iterdir()):
+            raise UsageError("the run directory is not empty and holds no run", where=str(path), fix="give a new --out")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(home, to_yaml(config))
+
+    def step(self, name: str, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+        """Do a step once: ``work`` fills a scratch folder, which becomes ``RUN/name`` when it is complete.
+
+        Returns:
+            the step's manifest: what ``work`` returned, with the sha256 of every file.
+        """
+        home = self.path / name
+        if (home / "manifest.json").exists():
+            return read_json(home / "manifest.json")
+        scratch = home.with_name(f".{home.name}.part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        facts = dict(work(scratch))
+        files = sorted(p for p in scratch.rglob("*") if p.is_file())
+        facts["files"] = {str(p.relative_to(scratch)): file_sha256(p) for p in files}
+        write_text(scratch / "manifest.json", json.dumps(facts, indent=2, default=str))
+        scratch.replace(home)
+        return facts
+
+    def done(self, name: str) -> bool:
+        """Whether a step is complete."""
+        return (self.path / name / "manifest.json").exists()
+
+    def checked(self, name: str, file: str) -> Path:
+        """A file of a finished step whose sha256 still is what the step's manifest says.
+
+        Raises:
+            IntegrityError: where it is not.
+        """
+        path = self.path / name / file
+        wanted = read_json(self.path / name / "manifest.json").get("files", {}).get(file)
+        if not path.exists() or file_sha256(path) != wanted:
+            raise IntegrityError(
+                "a file of the run is absent or was changed since it was written",
+                where=str(path),
+                fix=f"delete {self.path / name} and run again",
+            )
+        return path
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    found = {"recdistill": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.part")
+    with scratch.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises IntegrityError where the file is damaged."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            f"the file cannot be read: {error}", where=str(path), fix="delete it, run again"
+        ) from error

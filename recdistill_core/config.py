@@ -1,0 +1,187 @@
+"""YAML -> frozen dataclasses -> objects, with every fault reported at once under its YAML path.
+
+Components are named, never imported by dotted path, so a configuration file cannot run code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recdistill_core.component import BuildContext
+from recdistill_core.errors import ConfigError, PluginError, Problem, RecdistillError, UsageError, suggest
+from recdistill_core.registry import Registered, Registry
+
+T = TypeVar("T")
+
+
+def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML mapping and apply ``key.path=value`` overrides (``students[0].width=64``).
+
+    Raises:
+        UsageError: if the file is absent or unreadable, or an override has no ``=``.
+    """
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise UsageError("the configuration file does not exist", where=str(path), fix="check the path") from error
+    except Exception as error:  # PyYAML and omegaconf raise many kinds
+        raise UsageError(f"the file is not valid YAML: {error}", where=str(path), fix="mend its syntax") from error
+    if not isinstance(loaded, DictConfig):
+        raise UsageError("the file must hold a YAML mapping", where=str(path), fix="write 'key: value' lines")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UsageError(f"override {override!r} is not KEY=VALUE", fix="write for example training.seed=7")
+        try:
+            OmegaConf.update(loaded, key, OmegaConf.create(f"v: {value or 'null'}").v, force_add=True)
+        except Exception as error:
+            raise UsageError(f"override {override!r} cannot be applied: {error}", where=str(path)) from error
+    try:
+        plain = OmegaConf.to_container(loaded, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"an interpolation cannot be resolved: {error}", where=str(path)) from error
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+def fill(cls: type[T], data: Any, path: str, problems: list[Problem]) -> T | None:
+    """An instance of the dataclass ``cls`` from ``data``, or None with its faults appended to ``problems``."""
+    if not isinstance(data, Mapping):
+        problems.append(Problem(path, f"must be a mapping, got {type(data).__name__} {data!r}"))
+        return None
+    before = len(problems)
+    known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]  # cls is a dataclass by contract
+    base = OmegaConf.structured(cls)
+    merged = base
+    for key, value in data.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in known:
+            problems.append(Problem(where, f"unknown key{suggest(str(key), known)}; known: {', '.join(known)}"))
+            continue
+        try:
+            merged = OmegaConf.merge(merged, {key: value})
+        except OmegaConfBaseException as error:
+            problems.append(Problem(where, str(error).splitlines()[0]))
+    missing = [name for name in OmegaConf.missing_keys(merged) if name.split(".")[0] not in data]
+    problems.extend(Problem(f"{path}.{name}" if path else name, "is required") for name in sorted(missing))
+    if len(problems) > before:
+        return None
+    try:
+        made: Any = OmegaConf.to_object(merged)
+    except (ValueError, OmegaConfBaseException) as error:
+        problems.append(Problem(path, str(error).splitlines()[0]))
+        return None
+    changed = {entry.name: tuple(getattr(made, entry.name)) for entry in fields(made) if _holds_list(made, entry)}
+    filled: T = replace(made, **changed) if changed else made
+    return filled
+
+
+def fill_or_raise(cls: type[T], data: Any, path: str = "") -> T:
+    """As :func:`fill`, but raises ConfigError with all faults."""
+    problems: list[Problem] = []
+    made = fill(cls, data, path, problems)
+    if made is None:
+        raise ConfigError(problems)
+    return made
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A component chosen in a configuration, with its filled config."""
+
+    entry: Registered
+    config: Any
+
+    @property
+    def name(self) -> str:
+        """The component's name."""
+        return self.entry.component.name
+
+    @property
+    def label(self) -> str:
+        """``kind 'name'`` for messages."""
+        return f"{self.entry.kind} {self.name!r}"
+
+    def needs(self) -> frozenset[str]:
+        """Capabilities this component needs; see ``component.CAPABILITIES``."""
+        return self.entry.component.needs_of(self.config)
+
+    def build(self, context: BuildContext) -> Any:
+        """Make the object.
+
+        Raises:
+            PluginError: if the plugin raises anything else than a RecdistillError or returns the wrong type.
+        """
+        try:
+            made = self.entry.component.build(self.config, context)
+        except RecdistillError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"{self.label} cannot be built: {type(error).__name__}: {error}",
+                where=f"plugin {self.entry.plugin.name!r} of {self.entry.plugin.distribution}",
+                fix="mend its configuration, or report it to the plugin's author",
+            ) from error
+        _require_interface(self, made)
+        return made
+
+    def plain(self) -> dict[str, Any]:
+        """``{"name": ..., field: value}`` as YAML would hold it."""
+        return {"name": self.name, **asdict(self.config)}
+
+
+def resolve(registry: Registry, kind: str, spec: Any, path: str, problems: list[Problem]) -> Resolved | None:
+    """The component that ``spec`` (``{"name": ..., fields}`` or a bare name) asks for, or None with its faults.
+
+    Raises:
+        PluginError: if no installed plugin has the component; an absent plugin is no fault of the YAML alone.
+    """
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        problems.append(Problem(path, f"must name a {kind}, as in {{name: ..., ...}}, got {spec!r}"))
+        return None
+    entry = registry.get(kind, str(spec["name"]))
+    config = fill(entry.component.config, {k: v for k, v in spec.items() if k != "name"}, path, problems)
+    return None if config is None else Resolved(entry, config)
+
+
+def make(registry: Registry, kind: str, spec: Any, context: BuildContext | None = None) -> Any:
+    """Build one component in one call: ``make(installed(), "student", {"name": "mlp"}, context)``."""
+    problems: list[Problem] = []
+    resolved = resolve(registry, kind, spec, kind, problems)
+    if resolved is None:
+        raise ConfigError(problems)
+    return resolved.build(context or BuildContext())
+
+
+def to_yaml(plain: Mapping[str, Any]) -> str:
+    """YAML text of plain values."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
+
+
+def _holds_list(made: Any, entry: Field[Any]) -> bool:
+    """True where OmegaConf left a list in a field declared as a tuple."""
+    return str(entry.type).startswith("tuple") and isinstance(getattr(made, entry.name), list)
+
+
+def _require_interface(resolved: Resolved, made: Any) -> None:
+    from recdistill_core.interfaces import INTERFACES  # needs torch, which listing plugins does not
+
+    wanted = INTERFACES[resolved.entry.kind]
+    if getattr(wanted, "_is_protocol", False):
+        members = {*vars(wanted), *vars(wanted).get("__annotations__", {})}
+        lacks = [name for name in sorted(members) if not name.startswith("_") and not hasattr(made, name)]
+    else:
+        lacks = [] if isinstance(made, wanted) else [wanted.__name__]
+    if lacks:
+        raise PluginError(
+            f"{resolved.label} built a {type(made).__name__}, no {wanted.__name__}: lacks {', '.join(lacks)}",
+            where=f"plugin {resolved.entry.plugin.name!r} of {resolved.entry.plugin.distribution}",
+            fix=f"return an object with the interface recdistill_core.interfaces.{wanted.__name__}",
+        )

@@ -1,0 +1,102 @@
+"""The loss of one task: strategy, distillation loss and debiasers put together; the only place that reduces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recdistill_core.batch import Batch, TeacherSignal
+from recdistill_core.interfaces import Debiaser, DistillationLoss, HeadStrategy
+
+
+class Objective(nn.Module):
+    """``L = sum over terms of (sum of the term's [N] losses) / N`` (Rec-Distill, arXiv 2605.29755).
+
+    Dividing by all ``N`` rows, not by the labelled ones, makes the loss linear in the batch: two half batches equal
+    one full batch, so gradient accumulation and data-parallel ranks agree.
+
+    Args:
+        task: the task whose labels are learnt.
+        strategy: how teacher labels reach the student; None trains the main tower alone (the raw student).
+        loss: distance to the teacher; required with a strategy.
+        debiasers: applied in order.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        strategy: HeadStrategy | None = None,
+        loss: DistillationLoss | None = None,
+        debiasers: Sequence[Debiaser] = (),
+    ) -> None:
+        super().__init__()
+        if (strategy is None) != (loss is None):
+            raise ValueError("a strategy and a distillation loss go together: give both or neither")
+        self.task = task
+        self.strategy = strategy
+        self.loss = loss
+        self.debiasers = nn.ModuleList(debiasers)
+
+    @property
+    def auxiliary(self) -> tuple[str, ...]:
+        """Names of the auxiliary towers that the strategy asks for."""
+        return self.strategy.auxiliary if self.strategy is not None else ()
+
+    def terms(self, heads: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """``{term: [N]}`` from ``{head: [N]}`` served logits; ``main`` is the served head."""
+        parts = _Parts(self, batch)
+        if self.strategy is None:
+            return {"main/hard": parts.hard(heads["main"])}
+        return self.strategy.terms(heads, parts)
+
+    def reduce(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Scalar: the sum of the terms' means over rows."""
+        return torch.stack([values.mean() for values in terms.values()]).sum()
+
+    def correct(self, logit: Tensor, batch: Batch) -> Tensor:
+        """``[N]`` logit of the probability after every debiaser's correction."""
+        for debiaser in self.all_debiasers():
+            logit = debiaser.correct(logit, batch, self.task)
+        return logit
+
+    def all_debiasers(self) -> list[Debiaser]:
+        """The debiasers, in order."""
+        return [module for module in self.debiasers if isinstance(module, Debiaser)]
+
+
+class _Parts:
+    """Hard and soft loss of one head, with debiasing, masks and weights inside."""
+
+    def __init__(self, objective: Objective, batch: Batch) -> None:
+        self.objective, self.batch, self.task = objective, batch, objective.task
+        device = batch.event_time.device
+        self.weight = torch.ones(len(batch), device=device)
+        for debiaser in objective.all_debiasers():
+            self.weight = self.weight * debiaser.weight(batch, self.task)
+
+    def hard(self, logit: Tensor) -> Tensor:
+        for debiaser in self.objective.all_debiasers():
+            logit = debiaser.training_logit(logit, self.batch, self.task)
+        observed = self.batch.observed[self.task]
+        label = torch.where(observed, self.batch.labels[self.task], 0.0)
+        loss = functional.binary_cross_entropy_with_logits(logit, label.to(logit.dtype), reduction="none")
+        return torch.where(observed, loss, 0.0) * self.weight
+
+    def soft(self, logit: Tensor) -> Tensor:
+        signal = self.batch.teacher or _absent(logit, self.task)
+        teacher, valid = signal.clean(self.task)
+        teacher = self.objective.correct(teacher.to(logit.dtype), self.batch).detach()
+        student = self.objective.correct(logit, self.batch)
+        loss = self.objective.loss
+        if loss is None:
+            raise ValueError("this objective was built without a distillation loss")
+        values: Tensor = loss(student, teacher, self.batch, self.weight * valid)
+        return values
+
+
+def _absent(logit: Tensor, task: str) -> TeacherSignal:
+    nothing = torch.zeros_like(logit, dtype=torch.bool)
+    return TeacherSignal(logits={task: torch.zeros_like(logit)}, valid={task: nothing}, version="none")

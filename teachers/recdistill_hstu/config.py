@@ -1,0 +1,76 @@
+"""Configuration of the HSTU teacher. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recdistill_core.errors import suggest
+
+ATTENTIONS = ("silu", "softmax")
+BACKENDS = ("auto", "reference", "chunked", "xformers")
+
+
+@dataclass(frozen=True)
+class HSTUConfig:
+    """How large the teacher is and how it attends.
+
+    Attributes:
+        layers: number of HSTU layers, >= 1.
+        width: ``D``, width of a token, >= 1 and a multiple of ``heads``.
+        heads: attention heads, >= 1; all heads of a layer share its relative bias.
+        dropout: probability in [0, 1) with which a layer drops entries of ``U * LayerNorm(A V)`` in training. Logits
+            that are captured while training carry this noise, hence 0 by default.
+        max_length: most events that a row sees, >= 1; also the constant ``n`` by which SiLU attention divides.
+        history_stride: events between two starts of a window, in [1, max_length]; see ``HistoryWindow``.
+        attention: ``silu`` (the paper) or ``softmax``.
+        backend: ``auto``, ``reference`` (slow, for tests), ``chunked`` (any device) or ``xformers`` (softmax without
+            biases, CUDA).
+        position_bias: add ``w_pos[distance]`` to the attention scores.
+        time_bias: add ``w_time[bucket(seconds between the two)]`` to the attention scores.
+        added_action: add an embedding of the action code to each event token; a candidate never has one.
+        context_width: width of one categorical feature's embedding in the head, >= 1.
+        hidden: widths of the head's hidden layers, each >= 1.
+        cross_layers: cross layers (DCN-v2) in the head, >= 0.
+        cross_rank: rank of a cross layer's matrix, >= 0; 0 takes a full matrix.
+        score_budget: most attention scores (heads included) that ``chunked`` holds at a time, >= 1. It bounds memory
+            and changes no result beyond rounding.
+    """
+
+    layers: int = 2
+    width: int = 64
+    heads: int = 4
+    dropout: float = 0.0
+    max_length: int = 256
+    history_stride: int = 64
+    attention: str = "silu"
+    backend: str = "auto"
+    position_bias: bool = True
+    time_bias: bool = True
+    added_action: bool = True
+    context_width: int = 16
+    hidden: tuple[int, ...] = (256, 128)
+    cross_layers: int = 2
+    cross_rank: int = 64
+    score_budget: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "max_length", "context_width", "score_budget"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("cross_layers", "cross_rank"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, got width {self.width} and heads {self.heads}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if not 1 <= self.history_stride <= self.max_length:
+            raise ValueError(
+                f"history_stride must lie in [1, max_length = {self.max_length}], got {self.history_stride}"
+            )
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"hidden must hold widths of at least 1, got {list(self.hidden)}")
+        for name, known in (("attention", ATTENTIONS), ("backend", BACKENDS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}{suggest(value, known)}")

@@ -1,0 +1,83 @@
+"""From a candidate's transduced token and its context to one logit per task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from recdistill_core.features import FeatureEmbedding
+from recdistill_core.schema import Schema
+from recdistill_hstu.config import HSTUConfig
+from recdistill_hstu.layer import normalise
+
+
+class CrossLayer(nn.Module):
+    """``x0 * (W x + b) + x`` (DCN-v2, arXiv 2008.13535); ``W = A B`` of rank ``rank``, or full where ``rank`` is 0."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        narrow = 0 < rank < width
+        self.down: nn.Module = nn.Linear(width, rank, bias=False) if narrow else nn.Identity()
+        self.up = nn.Linear(rank if narrow else width, width)
+        _xavier(self)
+
+    def forward(self, first: Tensor, x: Tensor) -> Tensor:
+        """``[N, W]`` input of the first cross layer and of this one -> ``[N, W]``."""
+        crossed: Tensor = first * self.up(self.down(x)) + x
+        return crossed
+
+
+class ScoringHead(nn.Module):
+    """Logits from four sources: candidate token, user state, their product, and the row's own features.
+
+    The input ``x0`` (embeddings of all categorical features, numeric features, candidate token, user state) goes
+    through cross layers and, beside them, with the product of token and state, through an MLP; a linear layer reads
+    both. So the head holds a parallel DCN-v2 on all that a student without history sees.
+
+    Args:
+        config: sizes.
+        schema: the dataset's schema.
+        tasks: names of the tasks, in order.
+    """
+
+    def __init__(self, config: HSTUConfig, schema: Schema, tasks: Sequence[str]) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.features = FeatureEmbedding(schema, config.context_width)
+        width = self.features.out_width + len(schema.numeric) + 2 * config.width
+        self.cross = nn.ModuleList([CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers)])
+        sizes = [width + config.width, *config.hidden]
+        stages: list[nn.Module] = []
+        for before, after in pairwise(sizes):
+            stages += [nn.Linear(before, after), nn.ReLU()]
+        self.deep = nn.Sequential(*stages)
+        self.logits = nn.Linear(width + sizes[-1], len(self.tasks))
+        _xavier(self)
+
+    def forward(self, token: Tensor, state: Tensor, categorical: Tensor, numeric: Tensor) -> dict[str, Tensor]:
+        """Logits ``{task: [N]}``.
+
+        Args:
+            token: ``[N, D]`` candidate tokens after the last layer.
+            state: ``[N, D]`` newest visible event after the last layer; zeros where a row sees none.
+            categorical: ``[N, Fc]`` int64. numeric: ``[N, Fn]``.
+        """
+        token, state = normalise(token), normalise(state)
+        first = torch.cat([self.features(categorical), numeric.to(token.dtype), token, state], dim=1)
+        crossed = first
+        for layer in self.cross:
+            crossed = layer(first, crossed)
+        deep = self.deep(torch.cat([first, token * state], dim=1))
+        logits = self.logits(torch.cat([crossed, deep], dim=1))
+        return dict(zip(self.tasks, logits.unbind(1), strict=True))
+
+
+def _xavier(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

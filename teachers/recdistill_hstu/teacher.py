@@ -1,0 +1,98 @@
+"""The HSTU teacher: a history is encoded once, and every row of the batch that refers to it is a candidate token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recdistill_core.batch import Batch, Scores
+from recdistill_core.errors import ConfigError, DataError, Problem
+from recdistill_core.fingerprint import module_fingerprint
+from recdistill_core.interfaces import HistoryWindow, TrainableTeacher
+from recdistill_core.schema import Schema
+from recdistill_hstu.attention import check_config, choose_backend, logger, prepare
+from recdistill_hstu.config import HSTUConfig
+from recdistill_hstu.head import ScoringHead
+from recdistill_hstu.layer import HSTULayer
+from recdistill_hstu.layout import Layout
+from recdistill_hstu.tokens import TokenEmbedding
+
+
+class HSTUTeacher(TrainableTeacher):
+    """HSTU (arXiv 2402.17152) as a pointwise ranking model, with the candidate scheme of M-FALCON.
+
+    History tokens are causal and see no candidate. A candidate passes through every layer, where it attends to the
+    events before its ``row_end`` and to itself, never to another candidate. So a logit depends on its own row and on
+    the events before it, and on nothing else in the batch.
+
+    Args:
+        config: sizes and kinds.
+        schema: the dataset's schema, with events.
+        tasks: names of the tasks, one logit each.
+
+    Raises:
+        ConfigError: if the schema has no events, or the backend can never serve the configuration on this machine.
+    """
+
+    def __init__(self, config: HSTUConfig, schema: Schema, tasks: Sequence[str]) -> None:
+        super().__init__()
+        if not schema.events:
+            raise ConfigError(
+                [Problem("teacher", "hstu needs history, and the dataset has no events; import the log with events")]
+            )
+        check_config(config)
+        self.config = config
+        self.schema = schema
+        self.history = HistoryWindow(config.max_length, config.history_stride)
+        self.tokens = TokenEmbedding(schema, config.width, added_action=config.added_action)
+        self.layers = nn.ModuleList([HSTULayer(config) for _ in range(config.layers)])
+        self.head = ScoringHead(config, schema, tasks)
+        self._announced: str | None = None
+
+    def training_scores(self, batch: Batch) -> Scores:
+        """Logits ``{task: [N]}`` with gradient, in the current mode.
+
+        Raises:
+            DataError: if a history is longer than ``max_length``, or its events lack a field of the schema.
+            UsageError: if the configured backend cannot serve the tensors.
+        """
+        layout = Layout.of(batch)
+        if layout.longest > self.config.max_length:
+            raise DataError(
+                f"a history of {layout.longest} events reached a teacher of max_length {self.config.max_length}",
+                where="Batch.history.offsets",
+                fix="ask the source for batches with teacher.history, or raise max_length",
+            )
+        attend = prepare(self._backend(announce=True), layout, self.config)
+        x = self.tokens(batch)
+        for layer in self.layers:
+            x = layer(x, attend)
+        events, token = x.split([layout.num_events, len(batch)])
+        return Scores(self.head(token, _newest(events, layout), batch.categorical, batch.numeric))
+
+    def fingerprint(self) -> str:
+        """Hex digest of weights, configuration, tasks and feature view; equal across processes."""
+        return module_fingerprint(self, self.config, f"{self.schema.view_hash()}:{','.join(self.head.tasks)}")
+
+    def describe(self) -> Mapping[str, Any]:
+        """``{"attention": kind, "backend": the one in use where the weights are now}``."""
+        return {"attention": self.config.attention, "backend": self._backend()}
+
+    def _backend(self, *, announce: bool = False) -> str:
+        weight = self.tokens.table.weight
+        chosen = choose_backend(self.config, weight.device, weight.dtype)
+        if announce and chosen != self._announced:
+            logger.info("hstu computes %s attention with the %s backend", self.config.attention, chosen)
+            self._announced = chosen
+        return chosen
+
+
+def _newest(events: Tensor, layout: Layout) -> Tensor:
+    """``[N, D]`` of ``events [E, D]``: the newest that each row sees; zeros where it sees none."""
+    index, seen = layout.last_visible()
+    if not len(events):
+        return events.new_zeros(len(index), events.shape[1])
+    return torch.where(seen[:, None], events[index], 0.0)

@@ -1,0 +1,125 @@
+"""Cutting jagged attention into padded groups of small dense tiles.
+
+A tile is some tokens of one history, sorted by how much they see, with the shortest prefix of events that covers what
+they see. Tiles of similar shape are padded to one shape and computed together. So no tensor holds a whole
+``length x length`` matrix, a block of early tokens does not pay for late keys, and thousands of short histories cost a
+few large matrix products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recdistill_hstu.bias import Bias
+from recdistill_hstu.layout import Layout
+
+#: Most tokens in one tile; a longer history is cut into several, which skips about half of the masked scores.
+TILE_TOKENS = 128
+#: A group may hold this many padded scores per useful one, and this many in any case.
+WASTE, FREE_WASTE = 0.25, 1 << 14
+
+
+@dataclass(frozen=True)
+class TileGroup:
+    """``B`` tiles padded to ``Q`` tokens and ``K`` events.
+
+    Attributes:
+        query: ``[B, Q]`` int64 tokens; 0 where padded.
+        slot: ``[B * Q]`` int64, where results go: the token, or ``T`` where padded.
+        key: ``[B, K]`` int64 events; 0 where padded.
+        visible: ``[B, Q]`` int64 number of keys that each token sees; 0 where padded.
+    """
+
+    query: Tensor
+    slot: Tensor
+    key: Tensor
+    visible: Tensor
+
+    def codes(self, layout: Layout, bias: Bias) -> Tensor:
+        """``[B, Q, K]`` int32 rows of the bias table, 1 + those of :meth:`Bias.codes`; 0 where a key is not seen."""
+        place = torch.arange(self.key.shape[1], device=self.key.device)
+        distance = layout.position[self.query][..., None] - place
+        elapsed = None
+        if bias.time is not None:
+            elapsed = layout.time[self.query][..., None] - layout.time[self.key][:, None]
+        return (bias.codes(distance, elapsed) + 1).masked_fill_(place >= self.visible[..., None], 0)
+
+
+def plan_tiles(layout: Layout, *, heads: int, budget: int) -> list[TileGroup]:
+    """Groups that cover every pair of a token and an event that it sees, each pair once.
+
+    Args:
+        layout: tokens of the batch.
+        heads: attention heads, which multiply the scores of a tile.
+        budget: most scores of a group. A single token with all of its keys is computed even where it exceeds it.
+    """
+    order, start, size, keys = _cut(layout, heads, budget)
+    begin = layout.offsets[layout.history[order[start]]]
+    groups = []
+    for members in _group(keys.tolist(), size.tolist(), budget // heads):
+        index = torch.tensor(members, device=order.device)
+        here = torch.arange(int(size[index].max()), device=order.device)
+        padded = here >= size[index][:, None]
+        query = order[torch.where(padded, 0, start[index][:, None] + here)]
+        place = torch.arange(int(keys[index].max()), device=order.device)
+        key = torch.where(place < keys[index][:, None], begin[index][:, None] + place, 0)
+        groups.append(
+            TileGroup(
+                query=query.masked_fill(padded, 0),
+                slot=query.masked_fill(padded, layout.num_tokens).flatten(),
+                key=key,
+                visible=layout.visible[query].masked_fill_(padded, 0),
+            )
+        )
+    return groups
+
+
+def _cut(layout: Layout, heads: int, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``order [S]``: seeing tokens by history and then by what they see; and of each tile, ``start [M]`` in that order,
+    ``size [M]`` in tokens and ``keys [M]``."""
+    seeing = layout.visible.nonzero().flatten()
+    rank = layout.history[seeing] * (layout.longest + 1) + layout.visible[seeing]
+    order = seeing[rank.argsort(stable=True)]
+    histories = len(layout.offsets) - 1
+    tokens = torch.bincount(layout.history[seeing], minlength=histories)
+    lengths = (layout.offsets[1:] - layout.offsets[:-1]).clamp(min=1)
+    most = (budget // (heads * lengths)).clamp(min=1, max=TILE_TOKENS)
+    pieces = _ceil_divide(tokens, most)
+    even = _ceil_divide(tokens, pieces.clamp(min=1)).clamp(min=1)
+    pieces = _ceil_divide(tokens, even)
+    owner = torch.repeat_interleave(torch.arange(histories, device=order.device), pieces)
+    ordinal = torch.arange(len(owner), device=order.device) - (pieces.cumsum(0) - pieces)[owner]
+    start = (tokens.cumsum(0) - tokens)[owner] + ordinal * even[owner]
+    size = torch.minimum(even[owner], tokens.cumsum(0)[owner] - start)
+    keys = layout.visible[order[start + size - 1]]
+    return order, start, size, keys
+
+
+def _group(keys: list[int], sizes: list[int], budget: int) -> list[list[int]]:
+    """Tiles of similar shape, as lists of their numbers; a group's padded area is at most ``budget`` or one tile."""
+    ranked = sorted(range(len(keys)), key=lambda tile: (-_coarse(keys[tile]), -sizes[tile]))
+    groups: list[list[int]] = []
+    members: list[int] = []
+    tall = wide = useful = 0
+    for tile in ranked:
+        tall, wide, useful = max(tall, sizes[tile]), max(wide, keys[tile]), useful + sizes[tile] * keys[tile]
+        area = tall * wide * (len(members) + 1)
+        if members and (area > budget or area - useful > WASTE * useful + FREE_WASTE):
+            groups.append(members)
+            members = []
+            tall, wide, useful = sizes[tile], keys[tile], sizes[tile] * keys[tile]
+        members.append(tile)
+    return [*groups, members] if members else groups
+
+
+def _coarse(keys: int) -> int:
+    """Number of a size class; classes are about a quarter wide, so that sizes within one may be sorted by tokens."""
+    bits = max(keys, 8).bit_length()
+    return 4 * bits + (max(keys, 8) >> (bits - 3))
+
+
+def _ceil_divide(a: Tensor, b: Tensor) -> Tensor:
+    return (a + b - 1) // b

@@ -1,0 +1,95 @@
+"""Embeddings of events and candidates (ULTRA-HSTU, arXiv 2602.16986: item and action are added, not interleaved)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recdistill_core.batch import Batch
+from recdistill_core.errors import DataError
+from recdistill_core.schema import OOV, Schema
+
+ACTION = "<action>"
+
+
+class TokenEmbedding(nn.Module):
+    """One token per event and one per row.
+
+    An event token is the sum of the embeddings of its fields (the item first) and of its action code. A candidate token
+    is the sum of its item and of those categorical features that are on the item's side or share the vocabulary of an
+    event field (a user's features never); it has no action. What shares a vocabulary shares a table. A feature of the
+    item vocabulary on the item's side is the item again and is left out. Ids outside their vocabulary read row 0.
+
+    Args:
+        schema: the dataset's schema, with events.
+        width: ``D``.
+        added_action: whether events carry their action.
+        std: standard deviation of the initial embeddings.
+    """
+
+    def __init__(self, schema: Schema, width: int, *, added_action: bool, std: float = 0.02) -> None:
+        super().__init__()
+        self.fields = [entry.name for entry in schema.events] + (["action"] if added_action else [])
+        in_events = [entry.vocabulary for entry in schema.events]
+        chosen = [
+            (column, feature.vocabulary)
+            for column, feature in schema.feature_index()
+            if (feature.side == "item" and feature.vocabulary != schema.item_vocabulary)
+            or (feature.side == "context" and feature.vocabulary in in_events)
+        ]
+        sizes = {name: schema.vocabulary_size(name) for name in [schema.item_vocabulary, *in_events]}
+        sizes |= {name: schema.vocabulary_size(name) for _, name in chosen}
+        if added_action:
+            sizes[ACTION] = schema.num_action_codes
+        self.columns = [column for column, _ in chosen]
+        self.table = nn.Embedding(sum(sizes.values()), width)
+        nn.init.normal_(self.table.weight, std=std)
+        event_tables = in_events + ([ACTION] if added_action else [])
+        candidate_tables = [schema.item_vocabulary] + [name for _, name in chosen]
+        self.event_rows: Tensor
+        self.candidate_rows: Tensor
+        self.register_buffer("event_rows", _rows(sizes, event_tables), persistent=False)
+        self.register_buffer("candidate_rows", _rows(sizes, candidate_tables), persistent=False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """``[E + N, D]``: all events in order, then one candidate per row.
+
+        Raises:
+            DataError: if the batch's events lack a field of the schema.
+        """
+        candidates = torch.cat([batch.item_id[:, None], batch.categorical[:, self.columns]], dim=1)
+        ids = [_lookup(candidates, self.candidate_rows)]
+        if batch.history is not None:
+            missing = [name for name in self.fields if name not in batch.history.events]
+            if missing:
+                raise DataError(
+                    f"the batch's events lack {', '.join(missing)}",
+                    where=f"Batch.history.events: {', '.join(batch.history.events)}",
+                    fix="build batches with the source of the dataset whose schema the teacher was built with",
+                )
+            events = torch.stack([batch.history.events[name] for name in self.fields], dim=1)
+            ids.insert(0, _lookup(events, self.event_rows))
+        counts = torch.cat([torch.full((len(part),), part.shape[1], device=part.device) for part in ids])
+        starts = counts.cumsum(0) - counts
+        flat = torch.cat([part.flatten() for part in ids])
+        tokens: Tensor = functional.embedding_bag(flat, self.table.weight, starts, mode="sum")
+        return tokens
+
+
+def _rows(sizes: dict[str, int], tables: Sequence[str]) -> Tensor:
+    """``[2, F]`` int64: first row and size of each table within the one table that holds all of ``sizes``."""
+    first, start = {}, 0
+    for name, size in sizes.items():
+        first[name] = start
+        start += size
+    return torch.tensor([[first[name] for name in tables], [sizes[name] for name in tables]])
+
+
+def _lookup(ids: Tensor, rows: Tensor) -> Tensor:
+    """``[M, F]`` ids -> ``[M, F]`` rows of the common table."""
+    first, size = rows
+    known: Tensor = (ids >= 0) & (ids < size)
+    return torch.where(known, ids, OOV).add(first)
