@@ -6,9 +6,9 @@ Components are named, never imported by dotted path, so a configuration file can
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,7 +39,7 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if not equals or not key:
             raise UsageError(f"override {override!r} is not KEY=VALUE", fix="write for example training.seed=7")
         try:
-            OmegaConf.update(loaded, key, OmegaConf.create(f"v: {value or 'null'}").v, force_add=True)
+            OmegaConf.update(loaded, key, OmegaConf.create(f"v: {value or 'null'}").v, merge=False, force_add=True)
         except Exception as error:
             raise UsageError(f"override {override!r} cannot be applied: {error}", where=str(path)) from error
     try:
@@ -50,35 +50,47 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def fill(cls: type[T], data: Any, path: str, problems: list[Problem]) -> T | None:
-    """An instance of the dataclass ``cls`` from ``data``, or None with its faults appended to ``problems``."""
+    """An instance of the dataclass ``cls`` from ``data``, or None with its faults appended to ``problems``.
+
+    Dataclasses inside it are filled in turn, so that a fault in one carries its own path.
+    """
     if not isinstance(data, Mapping):
         problems.append(Problem(path, f"must be a mapping, got {type(data).__name__} {data!r}"))
         return None
     before = len(problems)
+    hints = get_type_hints(cls)
     known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]  # cls is a dataclass by contract
-    base = OmegaConf.structured(cls)
-    merged = base
+    values: dict[str, Any] = {}
     for key, value in data.items():
         where = f"{path}.{key}" if path else str(key)
         if key not in known:
             problems.append(Problem(where, f"unknown key{suggest(str(key), known)}; known: {', '.join(known)}"))
-            continue
-        try:
-            merged = OmegaConf.merge(merged, {key: value})
-        except OmegaConfBaseException as error:
-            problems.append(Problem(where, str(error).splitlines()[0]))
-    missing = [name for name in OmegaConf.missing_keys(merged) if name.split(".")[0] not in data]
-    problems.extend(Problem(f"{path}.{name}" if path else name, "is required") for name in sorted(missing))
+        elif is_dataclass(hints[key]):
+            values[key] = fill(hints[key], value, where, problems)  # type: ignore[arg-type]  # a dataclass type
+        else:
+            values[key] = _converted(cls, key, value, where, problems)
+    for entry in fields(cls):  # type: ignore[arg-type]  # as above
+        if entry.name not in data and entry.default is MISSING and entry.default_factory is MISSING:
+            problems.append(Problem(f"{path}.{entry.name}" if path else entry.name, "is required"))
     if len(problems) > before:
         return None
     try:
-        made: Any = OmegaConf.to_object(merged)
-    except (ValueError, OmegaConfBaseException) as error:
-        problems.append(Problem(path, str(error).splitlines()[0]))
+        return cls(**values)
+    except ValueError as error:
+        problems.append(Problem(path, str(error)))
         return None
-    changed = {entry.name: tuple(getattr(made, entry.name)) for entry in fields(made) if _holds_list(made, entry)}
-    filled: T = replace(made, **changed) if changed else made
-    return filled
+
+
+def _converted(cls: type[Any], key: str, value: Any, where: str, problems: list[Problem]) -> Any:
+    """``value`` as the type of field ``key``, converted and checked by OmegaConf; tuples stay tuples."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(cls), {key: value})
+        plain = OmegaConf.to_container(OmegaConf.create({"value": merged[key]}), resolve=True)
+    except OmegaConfBaseException as error:
+        problems.append(Problem(where, str(error).splitlines()[0]))
+        return None
+    found = plain["value"] if isinstance(plain, dict) else None
+    return tuple(found) if isinstance(found, list) and get_origin(get_type_hints(cls)[key]) is tuple else found
 
 
 def fill_or_raise(cls: type[T], data: Any, path: str = "") -> T:
@@ -163,11 +175,6 @@ def make(registry: Registry, kind: str, spec: Any, context: BuildContext | None 
 def to_yaml(plain: Mapping[str, Any]) -> str:
     """YAML text of plain values."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
-
-
-def _holds_list(made: Any, entry: Field[Any]) -> bool:
-    """True where OmegaConf left a list in a field declared as a tuple."""
-    return str(entry.type).startswith("tuple") and isinstance(getattr(made, entry.name), list)
 
 
 def _require_interface(resolved: Resolved, made: Any) -> None:

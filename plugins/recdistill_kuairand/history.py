@@ -8,6 +8,9 @@
 * A few histories end with an impression that the stream holds too (same user, video and millisecond): the stream's
   row stays, the history's event is dropped, or the row would find its own outcome in its past.
 * The synthetic times must lie before the user's first row of the stream.
+
+Noise that stays: ``long_watch_seq`` reaches further back than ``watch_seq`` where a user has more than 50 events, so a
+derived 1 may stem from an older event of the same video.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ class AucConfig:
     """Area under the ROC curve.
 
     Attributes:
-        thresholds: bins of the logit for fixed memory while streaming (1000 gives five correct digits), at least 100;
-            None keeps every row and is exact.
+        thresholds: bins of the logit for fixed memory while streaming, at least 100; None keeps every row and is exact.
+            Of 500,000 rows at base rates of .19, .029 and .003, 1000 bins were off by 2e-6, 1e-5 and 2e-5, 200 bins
+            by 1e-4 to 2e-4. Only ``update`` uses the bins; intervals are always exact.
     """
 
     thresholds: int | None = None

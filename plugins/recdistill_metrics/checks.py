@@ -41,13 +41,10 @@ def check_arrays(logit: NDArray[Any], label: NDArray[Any], user: NDArray[Any], w
     """
     check_rows(logit, label, user, where)
     if logit.shape[0] == 0:
-        raise no_rows(where)
+        raise DataError(
+            "there are no rows to evaluate", where=where, fix="check the time range and the observed labels"
+        )
     _refuse(user < 0, user, "user", "is negative", where, "number the users 0, 1, 2, ... (numpy.unique does)")
-
-
-def no_rows(where: str) -> DataError:
-    """The error for a metric of nothing."""
-    return DataError("there are no rows to evaluate", where=where, fix="check the time range and the observed labels")
 
 
 def per_user(weights: NDArray[np.float64], users: int, where: str) -> NDArray[np.float64]:

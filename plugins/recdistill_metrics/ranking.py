@@ -86,12 +86,14 @@ class Gauc(RowMetric):
 
     def coverage(self) -> torch.Tensor:
         """Share of the impressions so far (of this rank) that belong to users with both classes."""
-        value, rows = per_user_auc(*self.rows())
-        return torch.tensor(float(rows[~np.isnan(value)].sum() / rows.sum()), dtype=torch.float32)
+        _, label, user = self.rows()
+        return torch.tensor(coverage(label, user), dtype=torch.float32)
 
 
 def coverage(label: NDArray[np.float64], user: NDArray[np.int64]) -> float:
     """Share of the impressions that belong to users with both classes; ``label [N]``, ``user [N]`` in ``[0, U)``."""
+    if len(label) == 0:
+        return math.nan
     value, rows = per_user_auc(np.zeros(len(label)), label, user)
     return float(rows[~np.isnan(value)].sum() / rows.sum())
 

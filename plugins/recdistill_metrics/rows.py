@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from recdistill_core.errors import DataError
-from recdistill_metrics.checks import check_rows, no_rows
+from recdistill_metrics.checks import check_rows
 
 #: Bins are equally spaced in the logit between these; what lies beyond joins the outermost bins.
 LOW, HIGH = -12.0, 12.0
@@ -74,30 +76,22 @@ class RowMetric(Metric):
             self.user_rows.append(user.to(torch.int64))
 
     def compute(self) -> Tensor:
-        """The metric of all rows so far, a float32 scalar; NaN where undefined.
+        """The metric of all rows so far, a float32 scalar; NaN where undefined and where there are no rows."""
+        return torch.tensor(self._value(), dtype=torch.float32, device=self.device)
 
-        Raises:
-            DataError: if no row was ever added.
-        """
-        device = self.device
+    def _value(self) -> float:
         if self.thresholds is not None:
-            mass, clicks, predicted = self.bins.cpu().numpy()
-            if mass.sum() == 0:
-                raise no_rows(type(self).__name__)
-            return torch.tensor(self.from_bins(mass, clicks, predicted), dtype=torch.float32, device=device)
-        if len(self.logit_rows) == 0:  # a list of batches, or one tensor once ranks are gathered
-            raise no_rows(type(self).__name__)
+            return self.from_bins(*self.bins.cpu().numpy())
         logit, label, user = self.rows()
-        value = self.prepare(logit, label, user)(np.ones(int(user.max(initial=0)) + 1))
-        return torch.tensor(value, dtype=torch.float32, device=device)
+        return self.prepare(logit, label, user)(np.ones(int(user.max()) + 1)) if len(logit) else math.nan
 
     def rows(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
         """``logit [N]``, ``label [N]`` and ``user [N]`` in ``[0, U)`` (all 0 where users are not needed) so far."""
-        logit = dim_zero_cat(self.logit_rows).cpu().numpy().astype(np.float64)
-        label = dim_zero_cat(self.label_rows).cpu().numpy().astype(np.float64)
+        logit = _joined(self.logit_rows).astype(np.float64)
+        label = _joined(self.label_rows).astype(np.float64)
         if not self.needs_user:
             return logit, label, np.zeros(logit.shape[0], dtype=np.int64)
-        _, user = np.unique(dim_zero_cat(self.user_rows).cpu().numpy(), return_inverse=True)
+        _, user = np.unique(_joined(self.user_rows), return_inverse=True)
         return logit, label, user
 
     def prepare(self, logit: NDArray[np.float64], label: NDArray[np.float64], user: NDArray[np.int64]) -> Evaluate:
@@ -109,6 +103,12 @@ class RowMetric(Metric):
     ) -> float:
         """The metric from ``[B]`` rows, sum of labels and sum of probabilities per bin of rising logit."""
         raise NotImplementedError
+
+
+def _joined(batches: list[Tensor]) -> NDArray[Any]:
+    """The rows of a list of batches, or of the one tensor that torchmetrics makes of it when it gathers ranks."""
+    joined: NDArray[Any] = dim_zero_cat(batches).cpu().numpy() if len(batches) else np.zeros(0)
+    return joined
 
 
 def _histogram(logit: Tensor, label: Tensor, count: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric
 
-from recdistill_metrics.checks import check_arrays, check_rows, no_rows, per_user
+from recdistill_metrics.checks import check_arrays, check_rows, per_user
 from recdistill_metrics.rows import Evaluate
 
 
@@ -47,15 +47,8 @@ class SumMetric(Metric):
         self.sums += torch.stack([rows, label.sum(), self.term(logit, label).sum()])
 
     def compute(self) -> Tensor:
-        """The metric of all rows so far, a float32 scalar; NaN where undefined.
-
-        Raises:
-            DataError: if no row was ever added.
-        """
-        rows, clicks, term = self.sums.tolist()
-        if rows == 0:
-            raise no_rows(type(self).__name__)
-        return torch.tensor(self.value(rows, clicks, term), dtype=torch.float32, device=self.device)
+        """The metric of all rows so far, a float32 scalar; NaN where undefined and where there are no rows."""
+        return torch.tensor(self.value(*self.sums.tolist()), dtype=torch.float32, device=self.device)
 
     def prepare(self, logit: NDArray[np.float64], label: NDArray[np.float64], user: NDArray[np.int64]) -> Evaluate:
         """Sums per user once; each evaluation is one product ``[U] @ [U, 3]``.

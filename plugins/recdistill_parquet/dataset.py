@@ -19,8 +19,6 @@ from recdistill_core.interfaces import HistoryWindow
 from recdistill_parquet import dataset_format as fmt
 from recdistill_parquet.dataset_parts import PartReader
 
-_IDS = ("example_id", "request_id", "user_id", "item_id", "event_time")
-
 
 class ParquetSource:
     """A dataset directory as a :class:`recdistill_core.interfaces.SampleSource`.
@@ -88,7 +86,7 @@ class ParquetSource:
         categorical = [entry.name for entry in self.schema.categorical]
         for matrix, names in (("categorical", categorical), ("numeric", list(self.schema.numeric))):
             if feature in names:
-                return np.ascontiguousarray(self._impressions.column(matrix)[:, names.index(feature)])
+                return np.ascontiguousarray(self._impressions.column(matrix, names.index(feature)))
         known = [*plain, *categorical, *self.schema.numeric]
         raise DataError(
             f"the dataset has no column {name!r}{suggest(name, known)}",
@@ -118,7 +116,11 @@ class ParquetSource:
         seen = {task: label != fmt.UNOBSERVED for task, label in stored.items()}
         empty = np.zeros((len(rows), 0))
         return Batch(
-            **{name: _tensor(found[name], np.int64) for name in _IDS},
+            example_id=_tensor(found["example_id"], np.int64),
+            request_id=_tensor(found["request_id"], np.int64),
+            user_id=_tensor(found["user_id"], np.int64),
+            item_id=_tensor(found["item_id"], np.int64),
+            event_time=_tensor(found["event_time"], np.int64),
             categorical=_tensor(found.get("categorical", empty), np.int64),
             numeric=_tensor(found.get("numeric", empty), np.float32),
             labels={task: _tensor(label * seen[task], np.float32) for task, label in stored.items()},

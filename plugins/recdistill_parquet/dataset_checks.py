@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recdistill_core.errors import DataError, suggest
-from recdistill_core.rawlog import RawNumeric
+from recdistill_core.rawlog import TIME_UNITS, RawNumeric
 from recdistill_parquet.dataset_format import UNOBSERVED
 
 DAY_MS = 86_400_000
@@ -151,7 +151,8 @@ class Rows:
     def propensities(self, column: str) -> NDArray[np.float32]:
         """``[rows]`` in (0, 1]."""
         values, null = self.numbers(column, "propensity")
-        small = values.astype(np.float32)
+        with np.errstate(over="ignore"):
+            small = values.astype(np.float32)
         wrong = null | ~((small > 0) & (small <= 1))
         fix = "drop rows that could not have been shown, or give no propensity column"
         self.refuse(wrong, "propensity is {value}, outside (0, 1]", column, fix)
@@ -190,24 +191,30 @@ class Rows:
                 micros: NDArray[np.int64] = plain.astype(np.int64) // 1000
                 return micros
             limit = np.iinfo(np.int64).max // 1000
-            scaled: NDArray[np.int64] = np.clip(plain, -limit, limit).astype(np.int64) * (1000 if unit == "s" else 1)
-            return scaled
+            low = 0 if pa.types.is_unsigned_integer(found.type) else -limit
+            whole: NDArray[np.int64] = np.clip(plain.astype(_wide(found.type)), low, limit).astype(np.int64)
+            return whole * 1000 if unit == "s" else whole
         if not pa.types.is_floating(found.type):
             fix = "give integers, or an Arrow timestamp; the `table` importer reads ISO 8601 with `time_unit: iso`"
             raise self.refuse_type("event_time must be an integer or a timestamp", column, fix)
         values = found.cast(pa.float64()).to_numpy(zero_copy_only=False)
         self.refuse(~np.isfinite(values), "event_time is {value}", column, "drop the row or mend its time")
-        millis = np.rint(values * {"s": 1000.0, "ms": 1.0, "us": 0.001}[unit])
-        return np.clip(millis, -(2.0**62), 2.0**62).astype(np.int64)
+        with np.errstate(over="ignore"):
+            millis = np.rint(values * TIME_UNITS[unit])
+        rounded: NDArray[np.int64] = np.clip(millis, -(2.0**62), 2.0**62).astype(np.int64)
+        return rounded
+
+
+def _wide(kind: pa.DataType) -> Any:
+    return np.uint64 if pa.types.is_unsigned_integer(kind) else np.int64
 
 
 def _unit_hint(wrong: NDArray[np.int64], unit: str, now: float) -> str:
     """What to do about an implausible time: another unit where that would make it plausible."""
     if not len(wrong):
         return ""
-    size = {"s": 1000.0, "ms": 1.0, "us": 0.001}
-    raw = float(wrong[0]) / size[unit]
-    better = [name for name in size if name != unit and OLDEST_MS <= raw * size[name] <= now + DAY_MS]
+    raw = float(wrong[0]) / TIME_UNITS[unit]
+    better = [name for name, size in TIME_UNITS.items() if name != unit and OLDEST_MS <= raw * size <= now + DAY_MS]
     if better:
         return f"set `time_unit: {better[0]}`: the value would then be plausible"
     return "drop the row or mend its time; times count from 1970-01-01 UTC"

@@ -100,11 +100,17 @@ def write_atomically(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+def sync_tree(root: Path) -> None:
+    """Make every file and directory under ``root`` durable."""
+    for path in (root, *root.rglob("*")):
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Make one file, or the names in a directory, durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

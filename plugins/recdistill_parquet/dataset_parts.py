@@ -110,9 +110,9 @@ class PartReader:
                 f"the parts hold {found} rows, the manifest says {rows}", where=str(folder), fix="import the log again"
             )
 
-    def column(self, name: str) -> NDArray[Any]:
-        """One whole column; a read-only view of the file where there is one part."""
-        pieces = [part[name] for part in self._parts]
+    def column(self, name: str, place: int | None = None) -> NDArray[Any]:
+        """One whole column, or column ``place`` of a matrix column; a read-only view where there is one part."""
+        pieces = [part[name] if place is None else part[name][:, place] for part in self._parts]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def first_at_or_after(self, name: str, value: int) -> int:

@@ -1,4 +1,4 @@
-"""From the parts that raw columns play to what the dataset holds: lookups, vocabularies, and checks of the raw schema."""
+"""From a raw schema to what the dataset holds: lookups, vocabularies; and the checks of the raw schema."""
 
 from __future__ import annotations
 
@@ -105,7 +105,9 @@ def make_plan(raw: RawSchema, origin: str) -> Plan:
 def _all_names(raw: RawSchema) -> Iterator[tuple[str, str]]:
     """``(kind, name)`` of everything that gets a name in the dataset."""
     yield from (("task", name) for name in raw.tasks)
-    yield from (("feature", entry.name) for entry in (*raw.categorical, *raw.numeric, *raw.history_rates))
+    yield from (("feature", entry.name) for entry in raw.categorical)
+    yield from (("feature", entry.name) for entry in raw.numeric)
+    yield from (("feature", entry.name) for entry in raw.history_rates)
     yield from (("vocabulary", entry.vocabulary) for entry in raw.categorical if entry.vocabulary)
     yield from (("event field", name) for name in raw.event_fields)
     yield from (("action", name) for name in raw.actions)
@@ -138,7 +140,7 @@ def _check_names(raw: RawSchema, where: str) -> None:
 
 def _check_leaks(raw: RawSchema, where: str) -> None:
     """No feature and no event field may read what is known only after the impression."""
-    late = {column: "an outcome" for column in raw.outcomes}
+    late = dict.fromkeys(raw.outcomes, "an outcome")
     late |= {column: f"the outcome of action {name!r}" for name, column in raw.actions.items()}
     late |= {column: f"the true probability of task {task!r}" for task, column in raw.truth.items()}
     late |= {column: f"the label of task {task!r}" for task, column in raw.tasks.items()}
@@ -171,7 +173,10 @@ def _check_history(raw: RawSchema, where: str) -> None:
             hint = suggest(rate.action, raw.actions)
             what = f"history rate {rate.name!r} names action {rate.action!r}, which there is not{hint}"
             raise DataError(what, where=where, fix=f"use one of {', '.join(raw.actions)}")
-        if rate.action and not rate.prior_count > 0:
+        if not 0.0 <= rate.prior_rate <= 1.0:
+            what = f"history rate {rate.name!r} has prior_rate {rate.prior_rate}"
+            raise DataError(what, where=where, fix="use the share of events, in [0, 1], that a new user may have")
+        if rate.action and not 0 < rate.prior_count < float("inf"):
             what = f"history rate {rate.name!r} has prior_count {rate.prior_count}"
             raise DataError(what, where=where, fix="use a prior_count above 0: users without a past need a rate too")
     if raw.vocabulary_min_count < 1:

@@ -1,4 +1,4 @@
-"""The out-of-core part: vocabularies, ids, joins and sorts by DuckDB under a memory limit, spilling to the staging folder.
+"""The out-of-core part: vocabularies, ids, joins and sorts by DuckDB under a memory limit, spilling to disk.
 
 Every ORDER BY has a total key, so that the same log gives the same bytes whatever the number of threads.
 """
@@ -71,9 +71,14 @@ class Database:
         self._connection.execute(f"COPY ({query}) TO {quote(path)} ({options})")
 
     def first(self, query: str) -> tuple[Any, ...] | None:
-        """The first row of a result, or None."""
-        row: tuple[Any, ...] | None = self._connection.execute(query).fetchone()
-        return row
+        """The row of a result of at most one row, or None."""
+        rows = self.all(query)
+        return rows[0] if rows else None
+
+    def all(self, query: str) -> list[tuple[Any, ...]]:
+        """All rows of a short result."""
+        rows: list[tuple[Any, ...]] = self._connection.execute(query).fetchall()
+        return rows
 
 
 def quote(path: Path) -> str:
@@ -97,7 +102,7 @@ class Queries:
 
     def __init__(self, plan: Plan, impressions: Staged, events: Staged | None) -> None:
         self.plan = plan
-        self.tables = [(impressions, range(len(plan.lookups)))]
+        self.tables = [(impressions, tuple(range(len(plan.lookups))))]
         if events is not None:
             self.tables.append((events, plan.events))
         self.impressions, self.events = impressions, events
@@ -193,14 +198,14 @@ def has_groups(encoded: Path) -> str:
 def refuse_double_examples(database: Database, staged: Staged, raw: RawLog) -> None:
     """Raise DataError naming both rows where two impressions share an example id."""
     table = f"read_parquet({quote(staged.path)})"
-    pair = database.first(
-        f"SELECT example_id, min(seq), min(seq, 2) FROM {table} "
-        "GROUP BY example_id HAVING count(*) > 1 ORDER BY 2 LIMIT 1"
+    double = database.first(
+        f"SELECT example_id FROM {table} GROUP BY example_id HAVING count(*) > 1 ORDER BY min(seq) LIMIT 1"
     )
-    if pair is not None:
-        first, second = sorted(pair[2])
+    if double is not None:
+        rows = database.all(f"SELECT seq FROM {table} WHERE example_id = {double[0]} ORDER BY seq LIMIT 2")
+        (first,), (second,) = rows
         raise DataError(
-            f"example_id {pair[0]} occurs twice",
+            f"example_id {double[0]} occurs twice",
             where=f"{raw.locate(first)} and {raw.locate(second)}, column {raw.schema.example_id!r}",
             fix="make example ids unique, or leave `example_id` out to number the rows",
         )

@@ -1,7 +1,7 @@
 """The streaming pass: record batches in, checked columns out to a staging Parquet file. Memory holds a few batches.
 
 Staged columns: ``seq`` (number in the stream), ``usr``, ``time``, ``action``, ``c<i>`` per lookup; for impressions also
-``example_id``, ``request``, ``n<i>``, ``l<i>``, ``t<i>``, ``position``, ``propensity``. No raw column name goes further.
+``example_id``, ``request``, ``n<i>``, ``l<i>``, ``t<i>``, ``position``, ``propensity``. Raw names go no further.
 """
 
 from __future__ import annotations
@@ -52,10 +52,9 @@ def stage_impressions(raw: RawLog, plan: Plan, path: Path, progress: Progress | 
         rows = Rows(batch, staging.rows, raw.locate)
         if staging.rows == 0:
             rows.require(plan.impression_columns())
-        columns = _shared_columns(rows, plan, range(len(plan.lookups)))
+        columns = _impression_columns(rows, plan) | _shared_columns(rows, plan, range(len(plan.lookups)))
         if raw.schema.time_ordered:
             newest = _check_order(rows, columns["time"], newest, raw.schema.event_time)
-        columns |= _impression_columns(rows, plan)
         for number, task in enumerate(raw.schema.tasks):
             seen[task] += np.bincount(columns[f"l{number}"] + 1, minlength=3)[1:]
         staging.write(columns)

@@ -1,8 +1,8 @@
 """Import: a raw log in, a dataset directory out. Memory is bounded by ``memory_limit``, not by the size of the log.
 
-The record batches are checked and staged to Parquet as they come; DuckDB makes vocabularies, joins and sorts out of core;
-one pass over the sorted events counts what lies strictly before every impression. The dataset grows in a temporary
-sibling of its directory and gets its name at the end, after its manifest: a failed import leaves nothing behind.
+The record batches are checked and staged to Parquet as they come; DuckDB makes vocabularies, joins and sorts out of
+core; one pass over the sorted events counts what lies strictly before every impression. The dataset grows in a
+temporary sibling of its directory and gets its name at the end, after its manifest: a failed import leaves nothing.
 
 Vocabularies count the occurrences, in impressions and extra events, before ``vocabulary_until``; ids follow first
 appearance. ``RawNumeric.missing`` is the value the model sees, so ``log1p`` does not apply to it. A row without
@@ -69,19 +69,33 @@ def write_dataset(
     if part_rows < 1:
         raise UsageError(f"part_rows is {part_rows}", where="part_rows", fix="use at least 1, such as 131072")
     if out.exists():
-        fix = "choose another directory, or delete this one first; an import never touches an existing dataset"
-        raise UsageError(f"{out} exists already", where=str(out), fix=fix)
+        raise _exists(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(prefix=f".{out.name}.import-", dir=out.parent))
     try:
         target = workplace / "dataset"
         target.mkdir()
         manifest = _Import(raw, plan, workplace, target, part_rows).run(memory_limit, progress)
-        target.rename(out)
-        fmt.sync_directory(out.parent)
+        _publish(target, out)
+        fmt.sync(out.parent)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     return manifest
+
+
+def _exists(out: Path) -> UsageError:
+    fix = "choose another directory, or delete this one first; an import never touches an existing dataset"
+    return UsageError(f"{out} exists already", where=str(out), fix=fix)
+
+
+def _publish(target: Path, out: Path) -> None:
+    """Give the finished dataset its name, unless another import was first."""
+    try:
+        target.rename(out)
+    except OSError as error:
+        if out.exists():
+            raise _exists(out) from error
+        raise
 
 
 @dataclass(frozen=True)
@@ -189,6 +203,7 @@ class _Import:
         return writer.rows_of, (first or 0, last or 0)
 
     def _manifest(self, rows_of: dict[str, int], counts: dict[str, int], span: tuple[int, int]) -> fmt.Manifest:
+        fmt.sync_tree(self.target)
         files = fmt.hash_files(self.target, rows_of)
         manifest = fmt.Manifest(
             format=fmt.FORMAT,

@@ -54,7 +54,7 @@ class SimulatorConfig:
         truth: what is kept aside. ``observed``: P(label = 1 | user, item, time, context, position) before
             down-sampling; ``relevance``: the same as if every position were examined.
         seed: any integer of at least 0.
-        batch_rows: at most so many rows in a record batch (but at least one request).
+        batch_rows: at most so many rows in a record batch (but at least one request, or one history).
     """
 
     users: int = 1_500

@@ -39,7 +39,7 @@ def recdistill_teachers() -> list[rd.Component]:
                 "max_length": 64,
                 "history_stride": 16,
                 "context_width": 4,
-                "hidden": [16],
+                "hidden": (16,),
             },
             needs=frozenset({"history"}),
         )

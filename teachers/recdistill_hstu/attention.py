@@ -1,9 +1,9 @@
 """Attention of candidates and events over jagged histories: which backend computes it, and why.
 
-A backend is made once per batch (index structures, masks, time buckets) and then called by every layer::
+A backend is made once per layout (index structures, masks, time buckets) and then called by every layer::
 
     attend = prepare("chunked", layout, config)
-    out = attend(q, k, v, bias)          # [T, heads, width] each
+    out = attend(q, k, v, bias)
 
 ``silu``: ``out_t = sum_j SiLU(q_t . k_j + rab(t, j)) v_j`` over the visible ``j`` and ``t`` itself; the layer divides
 this by n. ``softmax``: the weights are ``softmax_j(q_t . k_j / sqrt(d) + rab(t, j))`` over the same ``j``.
@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 
 class Attend(Protocol):
-    """Attention over the layout of one batch."""
+    """Attention of the tokens that a layout asks for."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
-        """``[T, H, d]`` queries, keys, values -> ``[T, H, d]``."""
+        """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
         ...
 
 
 def prepare(backend: str, layout: Layout, config: HSTUConfig) -> Attend:
-    """The attention of one batch by ``backend``, one that :func:`choose_backend` returned."""
+    """The attention of ``layout`` by ``backend``, one that :func:`choose_backend` returned."""
     softmax = config.attention == "softmax"
     if backend == "xformers":
         from recdistill_hstu.xformers_backend import XformersAttention

@@ -54,14 +54,14 @@ class Bias(NamedTuple):
             code = code * TIME_BUCKETS + time_bucket(elapsed)
         return code
 
-    def table(self, longest: int, like: Tensor) -> Tensor:
+    def table(self, longest: int, device: torch.device) -> Tensor:
         """``[R]`` every bias that distances up to ``longest`` can have, in the order of :meth:`codes`."""
-        flat = like.new_zeros(1)
+        flat = torch.zeros(1, device=device)
         if self.position is not None:
             flat = self.position[: longest + 1]
         if self.time is not None:
             flat = (flat[:, None] + self.time).flatten()
-        return flat.to(like.dtype)
+        return flat
 
 
 class RelativeBias(nn.Module):

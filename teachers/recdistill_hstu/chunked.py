@@ -25,7 +25,7 @@ class ChunkedAttention:
     sum of SiLU attention directly, to softmax attention through the log of the sum of exponentials.
 
     Args:
-        layout: tokens of the batch.
+        layout: tokens asked for.
         softmax: softmax attention instead of SiLU attention.
         heads: attention heads.
         budget: most scores, heads included, that exist at a time.
@@ -40,22 +40,23 @@ class ChunkedAttention:
         self.kept: dict[tuple[int, bool, bool], Tensor] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
-        """``[T, H, d]`` queries, keys, values -> ``[T, H, d]``."""
+        """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
         if self.softmax:
             q = q / math.sqrt(q.shape[-1])
-        table = torch.cat([q.new_full((1,), hidden_score(q.dtype)), bias.table(self.layout.longest, q)])
+        table = bias.table(self.layout.longest, q.device).to(wide(q.dtype))
+        table = torch.cat([table.new_full((1,), hidden_score(table.dtype)), table])
         attend: Any = TiledAttention.apply  # torch ships it without types
         out, total = attend(q, k, v, table, self, bias)
-        events = self.layout.num_events
-        own = (q[events:] * k[events:]).sum(-1) + bias.own(q)
-        seen, candidate = out.split([events, len(out) - events])
+        events, value = self.layout.asked_events, v[self.layout.num_events :]
+        own = (q[events:] * k[self.layout.num_events :]).sum(-1) + bias.own(q)
+        seen, candidate = out.split([events, self.layout.num_rows])
         if self.softmax:
-            share = torch.sigmoid(own - total[events:])[..., None]
-            return torch.cat([seen, candidate + share * (v[events:] - candidate)])
-        return torch.cat([seen, candidate + functional.silu(own)[..., None] * v[events:]])
+            share = torch.sigmoid(own - total[events:])[..., None].to(value.dtype)
+            return torch.cat([seen, candidate + share * (value - candidate)])
+        return torch.cat([seen, candidate + functional.silu(own)[..., None] * value])
 
     def codes(self, number: int, bias: Bias) -> Tensor:
-        """``[B, Q, K]`` int32 rows of the bias table for group ``number``, computed once per batch where they fit."""
+        """``[B, Q, K]`` int32 rows of the bias table for group ``number``, computed once where they fit."""
         key = (number, bias.position is not None, bias.time is not None)
         if key in self.kept:
             return self.kept[key]
@@ -65,29 +66,34 @@ class ChunkedAttention:
         return codes
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of scores and weights: at least float32, also where tokens are bfloat16."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def hidden_score(dtype: torch.dtype) -> float:
     """A finite score so low that SiLU, its derivative and the exponential of it are exactly 0, as the mask demands."""
     return torch.finfo(dtype).min / 2
 
 
 class TiledAttention(torch.autograd.Function):
-    """History attention of all tokens, group by group; saves no scores."""
+    """History attention of the tokens asked for, group by group; saves no scores."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Tensor, plan: ChunkedAttention, bias: Bias
     ) -> tuple[Tensor, Tensor]:
-        """``([T, H, d], [T, H])``: sums over visible events; log of the sum of exponentials (softmax, else zeros).
+        """``([S, H, d], [S, H])``: sums over visible events; log of the sum of exponentials (softmax only).
 
         Args:
             ctx: autograd's context.
-            q, k, v: ``[T, H, d]``.
-            table: ``[1 + R]`` bias by code; entry 0 hides a key.
+            q: ``[S, H, d]``. k, v: ``[T, H, d]``.
+            table: ``[1 + R]`` bias by code, in the dtype of scores; entry 0 hides a key.
             plan: tiles. bias: names the biases that codes are made of.
         """
-        tokens, heads, width = q.shape
-        out = q.new_zeros(tokens + 1, heads * width)
-        total = q.new_full((tokens + 1, heads), hidden_score(q.dtype)) if plan.softmax else q.new_zeros(1, heads)
+        asked, heads, width = q.shape
+        out = q.new_zeros(asked + 1, heads * width)
+        total = table.new_full((asked + 1, heads), hidden_score(table.dtype))
         for number, group in enumerate(plan.groups):
             score = _scores(_heads(q, group.query), _heads(k, group.key), table, plan.codes(number, bias))
             if plan.softmax:
@@ -96,8 +102,8 @@ class TiledAttention(torch.autograd.Function):
                 weight = score.sub_(log_sum[..., None]).exp_()
             else:
                 weight = functional.silu(score, inplace=True)
-            _place(out, group.slot, weight.flatten(0, 1) @ _heads(v, group.key), heads)
-        out, total = out[:tokens].view(tokens, heads, width), total[:tokens]
+            _place(out, group.slot, weight.flatten(0, 1).to(v.dtype) @ _heads(v, group.key), heads)
+        out, total = out[:asked].view(q.shape), total[:asked]
         ctx.save_for_backward(q, k, v, table, *((out, total) if plan.softmax else ()))
         ctx.plan, ctx.bias = plan, bias
         return out, total
@@ -108,42 +114,42 @@ class TiledAttention(torch.autograd.Function):
         """Gradients of ``q``, ``k``, ``v`` and ``table``; scores are computed again, group by group."""
         q, k, v, table, *saved = ctx.saved_tensors
         plan: ChunkedAttention = ctx.plan
-        tokens, heads, width = q.shape
+        asked, heads, width = q.shape
         if plan.softmax:
             shift = grad_total - (grad_out * saved[0]).sum(-1)
-        grad_q = q.new_zeros(tokens + 1, heads * width)
-        grad_k, grad_v = (q.new_zeros(tokens, heads * width) for _ in range(2))
+        grad_q = q.new_zeros(asked + 1, heads * width)
+        grad_k, grad_v = (q.new_zeros(len(k), heads * width) for _ in range(2))
         grad_table = torch.zeros_like(table)
         for number, group in enumerate(plan.groups):
             codes = plan.codes(number, ctx.bias)
             query, key, value = _heads(q, group.query), _heads(k, group.key), _heads(v, group.key)
             upward = _heads(grad_out, group.query)
             score = _scores(query, key, table, codes)
-            grad_weight = (upward @ value.transpose(1, 2)).view(score.shape)
+            grad_weight = (upward @ value.transpose(1, 2)).view(score.shape).to(score.dtype)
             if plan.softmax:
                 weight = _softmax_again(score, saved[1], group)
                 grad_score = grad_weight.add_(_per_query(shift, group)).mul_(weight)
             else:
                 grad_score = torch.ops.aten.silu_backward(grad_weight, score)
                 weight = functional.silu(score, inplace=True)
-            weight, flat = weight.flatten(0, 1), grad_score.flatten(0, 1)
+            weight, flat = (part.flatten(0, 1).to(q.dtype) for part in (weight, grad_score))
             _place(grad_q, group.slot, flat @ key, heads)
             _add(grad_k, group.key, flat.transpose(1, 2) @ query, heads)
             _add(grad_v, group.key, weight.transpose(1, 2) @ upward, heads)
             if ctx.needs_input_grad[3]:
                 grad_table.index_add_(0, codes.flatten(), grad_score.sum(1).flatten())
-        shape = (tokens, heads, width)
-        return grad_q[:tokens].view(shape), grad_k.view(shape), grad_v.view(shape), grad_table, None, None
+        grads = grad_q[:asked].view(q.shape), grad_k.view(k.shape), grad_v.view(v.shape)
+        return *grads, grad_table, None, None
 
 
 def _scores(query: Tensor, key: Tensor, table: Tensor, codes: Tensor) -> Tensor:
     """``[B * H, Q, d]``, ``[B * H, K, d]`` -> ``[B, H, Q, K]`` scores with bias; an unseen key has the hidden score."""
-    score = (query @ key.transpose(1, 2)).view(len(codes), -1, *codes.shape[1:])
+    score = (query @ key.transpose(1, 2)).view(len(codes), -1, *codes.shape[1:]).to(table.dtype)
     return score.add_(table.index_select(0, codes.flatten()).view(codes.shape)[:, None])
 
 
 def _heads(x: Tensor, index: Tensor) -> Tensor:
-    """``[T, H, d]`` at ``index [B, I]`` -> ``[B * H, I, d]``."""
+    """``[*, H, d]`` at ``index [B, I]`` -> ``[B * H, I, d]``."""
     found = x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
     return found.transpose(1, 2).flatten(0, 1)
 
@@ -165,7 +171,7 @@ def _add(target: Tensor, key: Tensor, x: Tensor, heads: int) -> None:
 
 
 def _per_query(x: Tensor, group: TileGroup) -> Tensor:
-    """``[T, H]`` -> ``[B, H, Q, 1]``."""
+    """``[S, H]`` -> ``[B, H, Q, 1]``."""
     return x[group.query].transpose(1, 2)[..., None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -12,13 +13,31 @@ from recdistill_hstu.config import HSTUConfig
 EPSILON = 1e-6
 
 
-def normalise(x: Tensor) -> Tensor:
-    """LayerNorm over the last axis, without affine, eps 1e-6."""
-    return functional.layer_norm(x, x.shape[-1:], eps=EPSILON)
+def normalise(x: Tensor, divisor: float = 1.0) -> Tensor:
+    """LayerNorm of ``x / divisor`` over the last axis, without affine, eps 1e-6."""
+    return functional.layer_norm(x, x.shape[-1:], eps=EPSILON * divisor**2)
+
+
+class Projection(nn.Module):
+    """``U, V, Q, K = SiLU(X W)``: one matrix without bias; ``U`` and ``Q`` only for tokens that are asked for.
+
+    The four products are taken apart, so that each result is contiguous and none is four times as large as the input.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(4 * width, width))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor, asked: Tensor) -> tuple[Tensor, ...]:
+        """``x [T, D]``, ``asked [S, D]`` -> ``U [S, D], V [T, D], Q [S, D], K [T, D]``."""
+        inputs = (asked, x, asked, x)
+        parts = self.weight.chunk(4)
+        return tuple(functional.silu(functional.linear(*pair)) for pair in zip(inputs, parts, strict=True))
 
 
 class HSTULayer(nn.Module):
-    """``[T, D] -> [T, D]``.
+    """``[T, D]`` all tokens -> ``[S, D]`` those asked for.
 
     ``U, V, Q, K = SiLU(LayerNorm(X) W)``, ``A = SiLU(Q K^T + rab) / n`` on the visible pairs,
     ``Y = W_o Dropout(U * LayerNorm(A V)) + X``. ``n`` is the constant ``max_length``, not a length found in the batch,
@@ -32,19 +51,25 @@ class HSTULayer(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.divisor = float(config.max_length) if config.attention == "silu" else 1.0
-        self.project = nn.Linear(config.width, 4 * config.width, bias=False)
+        self.project = Projection(config.width)
         self.output = nn.Linear(config.width, config.width, bias=False)
         self.bias = RelativeBias(config.max_length, position=config.position_bias, time=config.time_bias)
         self.dropout = nn.Dropout(config.dropout)
-        nn.init.xavier_uniform_(self.project.weight)
         nn.init.xavier_uniform_(self.output.weight)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """``[T, D]`` tokens -> ``[T, D]``; ``attend`` knows who sees whom."""
-        width = x.shape[1]
-        u, v, q, k = functional.silu(self.project(normalise(x))).chunk(4, dim=1)
-        shape = (-1, self.heads, width // self.heads)
-        mixed = attend(q.view(shape), k.view(shape), v.view(shape), self.bias()).reshape(x.shape)
-        gated = u * normalise(mixed / self.divisor)
-        result: Tensor = self.output(self.dropout(gated)) + x
+    def forward(self, x: Tensor, attend: Attend, asked: Tensor | None = None) -> Tensor:
+        """``x [T, D]`` -> ``[S, D]``.
+
+        Args:
+            x: all tokens.
+            attend: attention that knows who sees whom.
+            asked: ``[S]`` int64 tokens that ``attend`` computes; None means all.
+        """
+        residual = x if asked is None else x.index_select(0, asked)
+        normal = normalise(x)
+        u, v, q, k = self.project(normal, normal if asked is None else normalise(residual))
+        shape = (-1, self.heads, x.shape[1] // self.heads)
+        mixed = attend(q.view(shape), k.view(shape), v.view(shape), self.bias()).view(u.shape)
+        gated = self.dropout(u * normalise(mixed, self.divisor))
+        result: Tensor = self.output(gated) + residual
         return result

@@ -1,11 +1,13 @@
 """Where each token of a batch stands and what it may see.
 
-Axes: ``E`` events, ``N`` rows, ``T = E + N`` tokens (all events, then one candidate per row), ``U`` histories.
+Axes: ``E`` events, ``N`` rows, ``T = E + N`` tokens (all events, then one candidate per row), ``U`` histories, ``S``
+tokens that are asked for, in that order too: some or all events, then all candidates.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,56 +19,85 @@ from recdistill_core.batch import Batch
 class Layout:
     """Token positions of one batch; every attention backend reads the same one.
 
-    Token ``t`` sees the first ``visible[t]`` events of its history and itself, nothing else: no candidate is ever a key
-    for another token. For an event, "itself" is the last of the visible ones.
+    A token sees the first ``visible`` events of its history and itself, nothing else: no candidate is ever a key for
+    another token. For an event, "itself" is the last of the visible ones.
 
     Attributes:
         offsets: ``[U + 1]`` int64; history ``u`` is events ``offsets[u]:offsets[u + 1]``.
-        history: ``[T]`` int64 in ``[0, U)``.
-        visible: ``[T]`` int64; ``i + 1`` for the ``i``-th event of a history, ``row_end`` for a row.
-        position: ``[T]`` int64; ``i`` for the ``i``-th event, ``row_end`` for a row: the distance of key 0.
-        time: ``[T]`` int64 ms UTC; an event's own time, a row's ``event_time``.
-        num_events: ``E``.
+        event_time: ``[E]`` int64 ms UTC.
+        token: ``[S]`` int64 in ``[0, T)``, the tokens asked for.
+        history: ``[S]`` int64 in ``[0, U)``.
+        visible: ``[S]`` int64; ``i + 1`` for the ``i``-th event of a history, ``row_end`` for a row.
+        position: ``[S]`` int64; ``i`` for the ``i``-th event, ``row_end`` for a row: the distance of key 0.
+        time: ``[S]`` int64 ms UTC; an event's own time, a row's ``event_time``.
+        num_rows: ``N``.
         longest: events of the longest history.
     """
 
     offsets: Tensor
+    event_time: Tensor
+    token: Tensor
     history: Tensor
     visible: Tensor
     position: Tensor
     time: Tensor
-    num_events: int
+    num_rows: int
     longest: int
 
     @classmethod
     def of(cls, batch: Batch) -> Layout:
-        """The layout of ``batch``; without histories every row sees nothing but itself."""
-        rows, device = len(batch), batch.event_time.device
-        if batch.history is None:
-            none = torch.zeros(rows, dtype=torch.long, device=device)
-            offsets = torch.zeros(2, dtype=torch.long, device=device)
-            return cls(offsets, none, none, none, batch.event_time, num_events=0, longest=0)
-        given = batch.history
-        lengths = given.lengths
-        owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
-        place = torch.arange(len(owner), device=device) - given.offsets[owner]
+        """The layout of all tokens of ``batch``; without histories every row sees nothing but itself."""
+        device = batch.event_time.device
+        rows = torch.zeros(len(batch), dtype=torch.long, device=device)
+        offsets, ends, owners, event_time = rows.new_zeros(2), rows, rows, rows[:0]
+        if batch.history is not None:
+            offsets, ends = batch.history.offsets, batch.history.row_end
+            owners, event_time = batch.history.row_to_history, batch.history.events["time"]
+        lengths = offsets[1:] - offsets[:-1]
+        of_event = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
+        place = torch.arange(len(of_event), device=device) - offsets[of_event]
         return cls(
-            offsets=given.offsets,
-            history=torch.cat([owner, given.row_to_history]),
-            visible=torch.cat([place + 1, given.row_end]),
-            position=torch.cat([place, given.row_end]),
-            time=torch.cat([given.events["time"], batch.event_time]),
-            num_events=len(owner),
+            offsets=offsets,
+            event_time=event_time,
+            token=torch.arange(len(of_event) + len(batch), device=device),
+            history=torch.cat([of_event, owners]),
+            visible=torch.cat([place + 1, ends]),
+            position=torch.cat([place, ends]),
+            time=torch.cat([event_time, batch.event_time]),
+            num_rows=len(batch),
             longest=int(lengths.max()) if len(lengths) else 0,
         )
 
     @property
-    def num_tokens(self) -> int:
-        """``T``."""
-        return int(self.history.shape[0])
+    def num_events(self) -> int:
+        """``E``."""
+        return int(self.event_time.shape[0])
 
-    def last_visible(self) -> tuple[Tensor, Tensor]:
-        """``(event [N], any [N] bool)``: the newest event that each row sees; 0 where it sees none."""
-        end = self.visible[self.num_events :]
-        newest = self.offsets[self.history[self.num_events :]] + end - 1
-        return torch.where(end > 0, newest, torch.zeros_like(newest)), end > 0
+    @property
+    def num_asked(self) -> int:
+        """``S``."""
+        return int(self.token.shape[0])
+
+    @property
+    def asked_events(self) -> int:
+        """``S - N``: how many of the tokens asked for are events."""
+        return self.num_asked - self.num_rows
+
+    def final(self) -> tuple[Layout, Tensor]:
+        """What the last layer must compute: all rows, and each event that is the newest one that some row sees.
+
+        Returns:
+            the layout of those tokens, and ``[N]`` int64 place in it of each row's newest event; one past the last
+            event where a row sees none. Call it on a layout of all tokens.
+        """
+        ends = self.visible[self.asked_events :]
+        newest = self.offsets[self.history[self.asked_events :]] + ends - 1
+        unique: Any = torch.unique  # torch ships it without types
+        events, place = unique(torch.where(ends > 0, newest, self.num_events), return_inverse=True)
+        events = events[events < self.num_events]
+        chosen = torch.cat([events, torch.arange(self.num_events, self.num_asked, device=events.device)])
+        kept = {name: getattr(self, name)[chosen] for name in ("token", "history", "visible", "position", "time")}
+        layout = Layout(
+            offsets=self.offsets, event_time=self.event_time, num_rows=self.num_rows, longest=self.longest, **kept
+        )
+        return layout, place

@@ -66,12 +66,25 @@ class HSTUTeacher(TrainableTeacher):
                 where="Batch.history.offsets",
                 fix="ask the source for batches with teacher.history, or raise max_length",
             )
-        attend = prepare(self._backend(announce=True), layout, self.config)
+        events, token, newest = self._transduce(batch, layout)
+        padded = torch.cat([events, events.new_zeros(1, events.shape[1])])  # the last for a row that sees no event
+        return Scores(self.head(token, padded.index_select(0, newest), batch.categorical, batch.numeric))
+
+    def _transduce(self, batch: Batch, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Events ``[S - N, D]`` and rows ``[N, D]`` after the last layer, and ``[N]`` the newest event of each row.
+
+        Earlier layers compute every token once; the last one only those that the head reads.
+        """
+        backend = self._backend(announce=True)
         x = self.tokens(batch)
-        for layer in self.layers:
-            x = layer(x, attend)
-        events, token = x.split([layout.num_events, len(batch)])
-        return Scores(self.head(token, _newest(events, layout), batch.categorical, batch.numeric))
+        if len(self.layers) > 1:
+            attend = prepare(backend, layout, self.config)
+            for layer in list(self.layers)[:-1]:
+                x = layer(x, attend)
+        final, newest = layout.final()
+        x = self.layers[-1](x, prepare(backend, final, self.config), final.token)
+        events, token = x.split([final.asked_events, final.num_rows])
+        return events, token, newest
 
     def fingerprint(self) -> str:
         """Hex digest of weights, configuration, tasks and feature view; equal across processes."""
@@ -88,11 +101,3 @@ class HSTUTeacher(TrainableTeacher):
             logger.info("hstu computes %s attention with the %s backend", self.config.attention, chosen)
             self._announced = chosen
         return chosen
-
-
-def _newest(events: Tensor, layout: Layout) -> Tensor:
-    """``[N, D]`` of ``events [E, D]``: the newest that each row sees; zeros where it sees none."""
-    index, seen = layout.last_visible()
-    if not len(events):
-        return events.new_zeros(len(index), events.shape[1])
-    return torch.where(seen[:, None], events[index], 0.0)

@@ -27,8 +27,8 @@ class TileGroup:
     """``B`` tiles padded to ``Q`` tokens and ``K`` events.
 
     Attributes:
-        query: ``[B, Q]`` int64 tokens; 0 where padded.
-        slot: ``[B * Q]`` int64, where results go: the token, or ``T`` where padded.
+        query: ``[B, Q]`` int64 places among the tokens asked for; 0 where padded.
+        slot: ``[B * Q]`` int64, where results go: the place, or ``S`` where padded.
         key: ``[B, K]`` int64 events; 0 where padded.
         visible: ``[B, Q]`` int64 number of keys that each token sees; 0 where padded.
     """
@@ -44,15 +44,15 @@ class TileGroup:
         distance = layout.position[self.query][..., None] - place
         elapsed = None
         if bias.time is not None:
-            elapsed = layout.time[self.query][..., None] - layout.time[self.key][:, None]
+            elapsed = layout.time[self.query][..., None] - layout.event_time[self.key][:, None]
         return (bias.codes(distance, elapsed) + 1).masked_fill_(place >= self.visible[..., None], 0)
 
 
 def plan_tiles(layout: Layout, *, heads: int, budget: int) -> list[TileGroup]:
-    """Groups that cover every pair of a token and an event that it sees, each pair once.
+    """Groups that cover every pair of a token asked for and an event that it sees, each pair once.
 
     Args:
-        layout: tokens of the batch.
+        layout: tokens asked for.
         heads: attention heads, which multiply the scores of a tile.
         budget: most scores of a group. A single token with all of its keys is computed even where it exceeds it.
     """
@@ -69,7 +69,7 @@ def plan_tiles(layout: Layout, *, heads: int, budget: int) -> list[TileGroup]:
         groups.append(
             TileGroup(
                 query=query.masked_fill(padded, 0),
-                slot=query.masked_fill(padded, layout.num_tokens).flatten(),
+                slot=query.masked_fill(padded, layout.num_asked).flatten(),
                 key=key,
                 visible=layout.visible[query].masked_fill_(padded, 0),
             )

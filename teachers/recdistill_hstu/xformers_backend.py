@@ -41,47 +41,50 @@ def memory_efficient(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
 class XformersAttention:
     """See :mod:`recdistill_hstu.attention`. Softmax without additive bias.
 
-    Histories attend among themselves under a block-diagonal causal mask. Each candidate is a block of one query over a
-    copy of the keys it sees, its own key last; so memory grows with the sum of ``row_end`` over the rows.
+    Where all events are asked for, histories attend among themselves under a block-diagonal causal mask. Every other
+    token is a block of one query over a copy of the keys it sees, a candidate's own key last; so memory grows with the
+    sum of ``row_end`` over the rows.
 
     Args:
-        layout: tokens of the batch.
+        layout: tokens asked for.
         kernel: computes attention under a mask; tests pass one that runs on a CPU.
 
     Attributes:
-        causal: mask of the events, or None where the batch has none.
-        single: mask of the candidates, or None where the batch has no rows.
-        keys: ``[M]`` int64 tokens that are the candidates' keys, block after block.
+        dense: number of leading tokens that are whole histories.
+        causal: mask of those, or None where there are none.
+        single: mask of the others, or None where there are none.
+        keys: ``[M]`` int64 tokens that are the others' keys, block after block.
     """
 
     def __init__(self, layout: Layout, kernel: Kernel = memory_efficient) -> None:
         masks = load("xformers.ops.fmha.attn_bias")
         self.layout, self.kernel = layout, kernel
         device = layout.history.device
-        lengths = [length for length in (layout.offsets[1:] - layout.offsets[:-1]).tolist() if length]
+        self.dense = layout.num_events if layout.asked_events == layout.num_events else 0
+        lengths = [length for length in (layout.offsets[1:] - layout.offsets[:-1]).tolist() if length and self.dense]
         self.causal = masks.BlockDiagonalCausalMask.from_seqlens(lengths, device=device) if lengths else None
-        self.keys, counts = _candidate_keys(layout)
+        self.keys, counts = _single_keys(layout, self.dense)
         ones = [1] * len(counts)
         self.single = masks.BlockDiagonalMask.from_seqlens(ones, counts.tolist(), device=device) if ones else None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
-        """``[T, H, d]`` queries, keys, values -> ``[T, H, d]``; ``bias`` must be empty."""
+        """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``; ``bias`` must be empty."""
         if bias.position is not None or bias.time is not None:
             raise ValueError("xformers attention has no additive bias")
-        events = self.layout.num_events
-        parts = []
+        dense, parts = self.dense, []
         if self.causal is not None:
-            parts.append(self.kernel(q[None, :events], k[None, :events], v[None, :events], self.causal)[0])
+            parts.append(self.kernel(q[None, :dense], k[None, :dense], v[None, :dense], self.causal)[0])
         if self.single is not None:
-            parts.append(self.kernel(q[None, events:], k[self.keys][None], v[self.keys][None], self.single)[0])
+            parts.append(self.kernel(q[None, dense:], k[self.keys][None], v[self.keys][None], self.single)[0])
         return torch.cat(parts) if parts else torch.zeros_like(q)
 
 
-def _candidate_keys(layout: Layout) -> tuple[Tensor, Tensor]:
-    """``(keys [M], count [N])``: for each row the events that it sees, then its own token."""
-    events, rows = layout.num_events, layout.num_tokens - layout.num_events
-    count = layout.visible[events:] + 1
-    row = torch.repeat_interleave(torch.arange(rows, device=count.device), count)
-    place = torch.arange(len(row), device=count.device) - (count.cumsum(0) - count)[row]
-    begin = layout.offsets[layout.history[events:]]
-    return torch.where(place < count[row] - 1, begin[row] + place, events + row), count
+def _single_keys(layout: Layout, dense: int) -> tuple[Tensor, Tensor]:
+    """``(keys [M], count [S - dense])``: the events that each token from ``dense`` on sees, then the candidate."""
+    seen = layout.visible[dense:]
+    count = seen.clone()
+    count[layout.asked_events - dense :] += 1
+    query = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+    place = torch.arange(len(query), device=count.device) - (count.cumsum(0) - count)[query]
+    begin = layout.offsets[layout.history[dense:]]
+    return torch.where(place < seen[query], begin[query] + place, layout.token[dense:][query]), count

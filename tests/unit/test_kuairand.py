@@ -4,6 +4,7 @@ import csv
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -11,7 +12,10 @@ import pytest
 
 from recdistill_core.component import BuildContext
 from recdistill_core.errors import DataError
+from recdistill_core.interfaces import HistoryWindow
 from recdistill_kuairand import USER_FEATURES, KuaiRandConfig, build, recdistill_importers
+from recdistill_parquet.dataset import ParquetSource
+from recdistill_parquet.dataset_writer import write_dataset
 
 SLICE = Path(__file__).resolve().parents[2].parent / "shared/data/kuairand_pure_slice"
 NOON = 1_650_859_200_000  # 2022-04-25 04:00 UTC, 12:00 in Beijing
@@ -51,12 +55,10 @@ def write_slice(folder, stream, histories):
     write_tables(folder, ".gz")
     pq.write_table(pa.Table.from_pylist(stream[:-1]), folder / "val.parquet")
     pq.write_table(pa.Table.from_pylist(stream[-1:]), folder / "test.parquet")
-    names = ("user_id", "history_len", "last_time_ms", "watch_seq", "like_seq", "long_watch_seq")
-    ids = pa.list_(pa.int64())
-    types = [pa.int64(), pa.int64(), pa.int64(), ids, ids, ids]
-    rows = [dict(zip(names, (user, len(watch), *rest), strict=True)) for user, watch, *rest in histories]
-    schema = pa.schema(list(zip(names, types, strict=True)))
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "user_sequences.parquet")
+    kinds = {"user_id": pa.int64(), "last_time_ms": pa.int64()}
+    kinds |= dict.fromkeys(("watch_seq", "like_seq", "long_watch_seq"), pa.list_(pa.int64()))
+    rows = [dict(zip(kinds, history, strict=True)) for history in histories]
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), folder / "user_sequences.parquet")
     return folder
 
 
@@ -69,9 +71,9 @@ def small_slice(tmp_path):
         impression(9, 5, NOON + 1),  # a user and a history without features
     ]
     histories = [
-        (1, [3, 7, 3, 5, 7], NOON, [3, 7, 3, 5, 7], [5], [3, 5, 7]),  # the last event is the stream's first row
-        (2, [5], NOON + 99, [5], [], []),  # ends after the user's first row
-        (4, [], NOON, [], [], []),
+        (1, NOON, [3, 7, 3, 5, 7], [5], [3, 5, 7]),  # the last event is the stream's first row
+        (2, NOON + 99, [5], [], []),  # ends after the user's first row
+        (4, NOON, [], [], []),
     ]
     return write_slice(tmp_path / "slice", stream, histories)
 
@@ -114,21 +116,16 @@ def test_slice_stream_rows_have_labels_context_and_joined_features(small_slice):
     assert (row["author_id"], row["tag"], row["music_type"], row["duration_bucket"]) == (107, "20", 9, 11)
     assert row["age_bucket"] == 8  # 15 days
     assert (row["onehot_feat4"], row["onehot_feat12"], row["fans_user_num_range"]) == (None, 1, "[1,10)")
-
-
-def test_what_is_unknown_is_null_and_not_a_category(small_slice):
+    # what is unknown is null, not a category
     row = rows_of(open_log(small_slice))[-1]
     for name in ("tag", "music_type", "duration_bucket", "log_duration", "user_active_degree", "onehot_feat0"):
         assert row[name] is None, name
 
 
-def test_exact_repeats_are_dropped_and_counted(small_slice):
+def test_exact_repeats_are_dropped_and_counted_within_the_window(small_slice, official):
     log = open_log(small_slice)
     assert log.facts["repeated_rows_dropped"] == 1
     assert log.total == len(rows_of(log)) == 3 + log.facts["history_events"]
-
-
-def test_repeats_are_found_across_batches_within_the_window(official):
     assert open_log(official, batch_rows=1, duplicate_window=10).facts["repeated_rows_dropped"] == 2
     assert open_log(official, batch_rows=1, duplicate_window=2).facts["repeated_rows_dropped"] == 1
 
@@ -189,14 +186,25 @@ def test_random_exposure_rows_only_on_request(official):
     assert rows_of(log)[-1]["label_long_view"] == 1
     assert "is_rand" not in table(log).column_names
     write_csv(official / "log_standard_4_08_to_4_21_pure.csv", [impression(2, 7, NOON + 3, 1, rand=1)], LOG)
+    (official / "log_random_4_22_to_5_08_pure.csv").unlink()
     assert open_log(official).facts["random_rows_dropped"] == 1
+    with pytest.raises(DataError, match=r"the file log_random_4_22_to_5_08_pure.csv is missing"):
+        open_log(official, include_random=True)
 
 
 def test_user_features_are_selectable(official):
-    log = open_log(official, user_features=("register_days_range",))
-    sides = [entry.name for entry in log.schema.categorical if entry.side == "user"]
-    assert sides == ["user_id", "register_days_range"]
-    assert "onehot_feat0" not in table(log).column_names
+    features = open_log(official, user_features=("register_days_range",)).schema.categorical
+    assert [entry.name for entry in features if entry.side == "user"] == ["user_id", "register_days_range"]
+
+
+def test_dataset_shows_each_row_only_its_past(small_slice, tmp_path):
+    write_dataset(open_log(small_slice), tmp_path / "dataset")
+    source = ParquetSource(tmp_path / "dataset")
+    (row,) = np.flatnonzero(source.column("event_time") == NOON)
+    batch = source.batch(np.array([row]), HistoryWindow(9, 1))
+    events, seen = batch.history.last(9)
+    assert (int(seen.sum()), events["action"][0, :4].tolist()) == (4, [3, 1, 0, 0])  # bit 0 long_view, bit 1 like
+    assert source.batch(np.arange(4)).observed["long_view"].tolist() == [False, False, False, True]
 
 
 def test_streams_start_afresh_and_do_not_depend_on_the_batch_size(small_slice):
@@ -214,10 +222,9 @@ def test_locate_names_file_and_row(small_slice):
 
 
 def test_missing_folder_and_foreign_folder(tmp_path):
-    with pytest.raises(DataError, match=r"no folder .*gone(.|\n)*official release(.|\n)*processed slice"):
-        open_log(tmp_path / "gone")
-    with pytest.raises(DataError, match=r"no KuaiRand-Pure log in(.|\n)*official release(.|\n)*processed slice"):
-        open_log(tmp_path)
+    for path, what in ((tmp_path / "gone", "no folder .*gone"), (tmp_path, "no KuaiRand-Pure log in")):
+        with pytest.raises(DataError, match=rf"{what}(.|\n)*official release(.|\n)*processed slice"):
+            open_log(path)
 
 
 @pytest.mark.parametrize("name", ["test.parquet", "user_sequences.parquet", "user_features_pure.csv.gz"])
@@ -225,13 +232,6 @@ def test_missing_file_of_the_slice_is_named(small_slice, name):
     (small_slice / name).unlink()
     with pytest.raises(DataError, match=rf"the file {name.removesuffix('.gz')} is missing(.|\n)*official release"):
         open_log(small_slice)
-
-
-def test_missing_random_log_is_an_error_only_when_asked_for(official):
-    (official / "log_random_4_22_to_5_08_pure.csv").unlink()
-    assert open_log(official).total == 3
-    with pytest.raises(DataError, match=r"the file log_random_4_22_to_5_08_pure.csv is missing"):
-        open_log(official, include_random=True)
 
 
 def test_missing_column_is_named_with_file_and_suggestion(official):

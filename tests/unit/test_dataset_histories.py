@@ -1,0 +1,128 @@
+"""Histories and history rates against a naive reference, over random logs with many ties in time."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_cases import SCHEMA, START, log, naive_events, naive_past, naive_rates, naive_window
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recdistill_core.batch import Batch
+from recdistill_core.interfaces import HistoryWindow
+from recdistill_parquet.dataset import ParquetSource
+from recdistill_parquet.dataset_writer import write_dataset
+
+COLUMNS = ("user_id", "item_id", "event_time", "genre", "price", "click", "like")
+ROW = st.fixed_dictionaries(
+    {
+        "user_id": st.sampled_from("abc"),
+        "item_id": st.integers(1, 4),
+        "event_time": st.integers(START, START + 8),
+        "genre": st.sampled_from(["rock", "jazz", None]),
+        "price": st.just(1.0),
+        "click": st.sampled_from([0, 1, None]),
+        "like": st.sampled_from([0, 1, None]),
+    }
+)
+
+
+def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in COLUMNS}
+
+
+def check_row(batch: Batch, number: int, past: list[Any], window: HistoryWindow, source: ParquetSource) -> None:
+    """Row ``number`` of the batch sees exactly ``past``, cut by the window."""
+    history = batch.history
+    assert history is not None
+    begin = int(history.offsets[history.row_to_history[number]])
+    end = begin + int(history.row_end[number])
+    seen = past[naive_window(len(past), window.length, window.stride) :]
+    items, genres = (source.vocabulary(name).to_pylist() for name in ("item_id", "genre"))
+    assert [items[i] for i in history.events["item"][begin:end].tolist()] == [event["item"] for event in seen]
+    assert [genres[i] for i in history.events["genre"][begin:end].tolist()] == [event["genre"] for event in seen]
+    assert history.events["action"][begin:end].tolist() == [event["action"] for event in seen]
+    assert history.events["time"][begin:end].tolist() == [event["time"] for event in seen]
+    assert all(time < int(batch.event_time[number]) for time in history.events["time"][begin:end].tolist())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.lists(ROW, min_size=2, max_size=30),
+    extra=st.lists(ROW, max_size=8),
+    part_rows=st.sampled_from([1, 3, 7, 100]),
+    length=st.integers(1, 12),
+    stride=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+)
+def test_a_row_sees_exactly_the_events_strictly_before_it(
+    rows: list[dict[str, Any]], extra: list[dict[str, Any]], part_rows: int, length: int, stride: int, seed: int
+) -> None:
+    rows[0]["click"], rows[1]["click"] = 0, 1  # a task needs both classes
+    window = HistoryWindow(max(length, stride), min(length, stride))
+    raw = log(columns(rows), SCHEMA, events=columns(extra) if extra else None, event_fields={"genre": "genre"})
+    with tempfile.TemporaryDirectory() as folder:
+        write_dataset(raw, Path(folder) / "out", part_rows=part_rows)
+        source = ParquetSource(Path(folder) / "out")
+        source.verify()
+        order = np.random.default_rng(seed).integers(0, len(rows), 2 * len(rows))
+        batch = source.batch(order, window).validate()
+        events = naive_events(rows, extra)
+        assert source.manifest.counts["events"] == len(events)
+        for number, example in enumerate(batch.example_id.tolist()):
+            past = naive_past(events, rows[example])
+            check_row(batch, number, past, window, source)
+            np.testing.assert_allclose(batch.numeric[number, 1:].numpy(), naive_rates(past), rtol=1e-6)
+            assert bool(batch.observed["click"][number]) == (rows[example]["click"] is not None)
+            assert int(batch.labels["click"][number]) == (rows[example]["click"] or 0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(rows=st.lists(ROW, min_size=3, max_size=12), chosen=st.integers(0, 11))
+def test_no_outcome_moves_its_own_row_or_an_earlier_one(rows: list[dict[str, Any]], chosen: int) -> None:
+    """Flip every outcome of one row: only labels of that row, and what strictly later rows see, may change."""
+    rows[0]["click"], rows[1]["click"], flipped = 0, 1, min(chosen, len(rows) - 1)
+    changed = [dict(row) for row in rows]
+    changed[flipped] |= {"click": 1 - (rows[flipped]["click"] or 0), "like": 1 - (rows[flipped]["like"] or 0)}
+    if {row["click"] for row in changed} & {0, 1} != {0, 1}:
+        return
+    seen = []
+    for variant in (rows, changed):
+        with tempfile.TemporaryDirectory() as folder:
+            write_dataset(log(columns(variant)), Path(folder) / "out")
+            source = ParquetSource(Path(folder) / "out")
+            until = source.row_at(rows[flipped]["event_time"] + 1)
+            batch = source.batch(np.arange(until), HistoryWindow(100, 10))
+            assert batch.history is not None
+            views = [past.numpy() for past in batch.history.last(40)[0].values()]
+            seen.append([batch.categorical.numpy(), batch.numeric.numpy(), batch.example_id.numpy(), *views])
+    for before, after in zip(*seen, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("part_rows", [2, 5, 1000])
+def test_rows_of_one_user_and_start_share_a_history(part_rows: int, tmp_path: Path) -> None:
+    count = 40
+    rows = [
+        {
+            "user_id": "ann",
+            "item_id": 1,
+            "event_time": START + i,
+            "genre": None,
+            "price": 0.0,
+            "click": i % 2,
+            "like": 0,
+        }
+        for i in range(count)
+    ]
+    write_dataset(log(columns(rows)), tmp_path / "out", part_rows=part_rows)
+    batch = ParquetSource(tmp_path / "out").batch(np.arange(count), HistoryWindow(10, 5))
+    assert batch.history is not None
+    # Starts 0, 5, ..., 30 for prefixes of up to 39 events.
+    assert batch.history.offsets.numel() - 1 == 7
+    assert batch.history.lengths.tolist() == [10, 10, 10, 10, 10, 10, 9]
+    assert int((batch.history.row_end > 10).sum()) == 0

@@ -1,0 +1,179 @@
+"""Chunked attention against the reference, forward and backward, and its memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hstu_cases import make_batch, small_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from recdistill_core.batch import Batch
+from recdistill_hstu.attention import prepare
+from recdistill_hstu.bias import Bias
+from recdistill_hstu.chunked import ChunkedAttention
+from recdistill_hstu.config import HSTUConfig
+from recdistill_hstu.layout import Layout
+from recdistill_hstu.tiles import plan_tiles
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    """Histories that may be empty, with no, one or many rows each."""
+    lengths = draw(st.lists(st.integers(0, 40), min_size=1, max_size=6))
+    rows = [
+        (history, draw(st.integers(0, length)))
+        for history, length in enumerate(lengths)
+        for _ in range(draw(st.integers(0, 5)))
+    ]
+    order = draw(st.permutations(rows))
+    return make_batch(lengths, order, seed=draw(st.integers(0, 99)))
+
+
+def inputs(layout: Layout, position: bool, time: bool) -> dict[str, Tensor | None]:
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64).requires_grad_()
+
+    asked, tokens = layout.num_asked, layout.num_events + layout.num_rows
+    return {
+        "q": leaf(asked, 2, 4),
+        "k": leaf(tokens, 2, 4),
+        "v": leaf(tokens, 2, 4),
+        "position": leaf(41) if position else None,
+        "time": leaf(129) if time else None,
+    }
+
+
+def outcome(backend: str, layout: Layout, config: HSTUConfig, given: dict[str, Any]) -> dict[str, Tensor]:
+    """The output and the gradient of every input, for one fixed direction."""
+    out = prepare(backend, layout, config)(given["q"], given["k"], given["v"], Bias(given["position"], given["time"]))
+    direction = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+    names = [name for name, value in given.items() if value is not None]
+    grads = torch.autograd.grad((out * direction).sum(), [given[name] for name in names], materialize_grads=True)
+    return {"out": out.detach(), **dict(zip(names, grads, strict=True))}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=batches(),
+    attention=st.sampled_from(["silu", "softmax"]),
+    position=st.booleans(),
+    time=st.booleans(),
+    budget=st.sampled_from([1, 30, 400, 1 << 20]),
+    final=st.booleans(),
+)
+def test_chunked_equals_reference_forward_and_backward(
+    batch: Batch, attention: str, position: bool, time: bool, budget: int, final: bool
+) -> None:
+    config = small_config(attention=attention, score_budget=budget)
+    layout = Layout.of(batch)
+    layout = layout.final()[0] if final else layout
+    torch.manual_seed(0)
+    given_inputs = inputs(layout, position, time)
+    expected = outcome("reference", layout, config, given_inputs)
+    found = outcome("chunked", layout, config, given_inputs)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: name + text)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batch=batches(), budget=st.sampled_from([1, 30, 400, 1 << 20]))
+def test_tiles_cover_each_visible_pair_once_within_the_budget(batch: Batch, budget: int) -> None:
+    layout = Layout.of(batch)
+    pairs: list[tuple[int, int]] = []
+    for group in plan_tiles(layout, heads=2, budget=budget):
+        area = group.query.numel() * group.key.shape[1]
+        assert 2 * area <= budget or group.query.numel() == 1
+        for query, key, visible in zip(group.query, group.key, group.visible, strict=True):
+            for asked, count in zip(query.tolist(), visible.tolist(), strict=True):
+                pairs += [(asked, event) for event in key[:count].tolist()]
+    begin = layout.offsets[layout.history].tolist()
+    expected = [
+        (asked, begin[asked] + j) for asked, count in enumerate(layout.visible.tolist()) for j in range(count)
+    ]
+    assert sorted(pairs) == expected
+
+
+def test_thousands_of_short_histories_take_few_groups() -> None:
+    lengths = torch.randint(20, 60, (2000,)).tolist()
+    layout = Layout.of(make_batch(lengths, [(history, length) for history, length in enumerate(lengths)]))
+    groups = plan_tiles(layout, heads=4, budget=1 << 20)
+    useful = int(layout.visible.sum())
+    padded = sum(group.query.numel() * group.key.shape[1] for group in groups)
+    assert len(groups) < 60
+    assert padded < 3 * useful
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return result
+
+
+def run_long(length: int, attention: str, backend: str) -> tuple[int, int]:
+    """``(elements of the largest tensor, elements saved for backward)`` of one history with two rows."""
+    config = small_config(attention=attention, max_length=length, heads=1, score_budget=1 << 16)
+    layout = Layout.of(make_batch([length], [(0, length), (0, length // 2)]))
+    q, k, v = (torch.randn(length + 2, 1, 8, requires_grad=True) for _ in range(3))
+    bias = Bias(torch.zeros(length + 1, requires_grad=True), torch.zeros(129, requires_grad=True))
+    saved = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += tensor.numel()
+        return tensor
+
+    with Largest() as largest:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = prepare(backend, layout, config)(q, k, v, bias)
+        out.square().sum().backward()
+    assert q.grad is not None
+    return largest.elements, saved
+
+
+@pytest.mark.parametrize("attention", ["silu", "softmax"])
+def test_memory_grows_linearly_with_length(attention: str) -> None:
+    largest, saved = run_long(2048, attention, "chunked")
+    assert largest < 2048 * 2048 / 4
+    assert saved <= 2.1 * run_long(1024, attention, "chunked")[1]
+
+
+def test_memory_test_can_see_a_quadratic_tensor() -> None:
+    with Largest() as largest:
+        torch.zeros(300, 300)
+    assert largest.elements == 300 * 300
+
+
+def test_time_buckets_are_computed_once_for_all_layers_unless_they_are_too_many() -> None:
+    layout = Layout.of(make_batch([30, 40], [(0, 30)]))
+    bias = Bias(torch.zeros(41), torch.zeros(129))
+    roomy = ChunkedAttention(layout, softmax=False, heads=2, budget=1 << 20)
+    assert roomy.codes(0, bias) is roomy.codes(0, bias)
+    tight = ChunkedAttention(layout, softmax=False, heads=2, budget=80)
+    assert tight.codes(0, bias) is not tight.codes(0, bias)
+
+
+@pytest.mark.parametrize("attention", ["silu", "softmax"])
+def test_bfloat16_tokens_are_weighed_in_float32(attention: str) -> None:
+    config = small_config(attention=attention)
+    layout = Layout.of(make_batch([30, 0, 9], [(0, 30), (1, 0), (2, 4)]))
+    q, k, v = (torch.randn(layout.num_asked, 2, 4).bfloat16() for _ in range(3))
+    bias = Bias(torch.randn(41), torch.randn(129))
+    found = prepare("chunked", layout, config)(q, k, v, bias)
+    wide = prepare("chunked", layout, config)(q.float(), k.float(), v.float(), bias)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wide, rtol=0.03, atol=0.03 * float(wide.abs().max()))
