@@ -10,8 +10,9 @@ Layout of ``DIR`` (format version 1)::
     vocabularies/NAME.parquet     value, id; id 0 (value null) = out of vocabulary
     truth/part-00000.arrow        only where a simulator kept true probabilities aside
 
-Columns of the impressions: ``example_id, request_id, user_id, item_id, event_time`` (int64; ms UTC), ``history_end``
-(int64: how many of the user's events lie STRICTLY before ``event_time``), ``categorical`` (fixed-size list of int32),
+Columns of the impressions: ``example_id, request_id, user_id, item_id, event_time`` (int64; ms UTC), ``history_start``
+(int64: place of the user's first event in the event table), ``history_end`` (int64: how many of the user's events lie
+STRICTLY before ``event_time``), ``categorical`` (fixed-size list of int32),
 ``numeric`` (fixed-size list of float32), ``label_<task>`` (int8, -1 = not observed), ``position`` (int64) and
 ``propensity`` (float32) where the log has them. Columns of the events: the event fields (int32 ids), ``action`` (int32
 bit code), ``time`` (int64).

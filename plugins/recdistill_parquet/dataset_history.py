@@ -129,7 +129,7 @@ class _Prefix:
             before = np.cumsum(hits) - hits + self.total[number]
             at_user = _fill(before, new_user, self.at_user[number])
             at_group = _fill(before, new_group, self.at_group[number])
-            counts.append(before - at_user)
+            counts.append(at_group - at_user)
             self.total[number] = int(before[-1] + hits[-1])
             self.at_user[number], self.at_group[number] = int(at_user[-1]), int(at_group[-1])
         self.place += len(user)

@@ -2,7 +2,8 @@
 
 The record batches are checked and staged to Parquet as they come; DuckDB makes vocabularies, joins and sorts out of
 core; one pass over the sorted events counts what lies strictly before every impression. The dataset grows in a
-temporary sibling of its directory and gets its name at the end, after its manifest: a failed import leaves nothing.
+temporary sibling of its directory and gets its name at the end, after its manifest: a failed import leaves nothing. An
+import that was killed outright leaves a hidden sibling ``.NAME.import-*``, which may be deleted.
 
 Vocabularies count the occurrences, in impressions and extra events, before ``vocabulary_until``; ids follow first
 appearance. ``RawNumeric.missing`` is the value the model sees, so ``log1p`` does not apply to it. A row without

@@ -22,12 +22,16 @@ class Projection(nn.Module):
     """``U, V, Q, K = SiLU(X W)``: one matrix without bias; ``U`` and ``Q`` only for tokens that are asked for.
 
     The four products are taken apart, so that each result is contiguous and none is four times as large as the input.
+    ``W`` starts Xavier-uniform, with the part of ``K`` equal to that of ``Q``: tokens that are alike attend to each other
+    from the first step, so that a candidate learns sooner to find its kin in the history.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(4 * width, width))
         nn.init.xavier_uniform_(self.weight)
+        with torch.no_grad():
+            self.weight[3 * width :] = self.weight[2 * width : 3 * width]
 
     def forward(self, x: Tensor, asked: Tensor) -> tuple[Tensor, ...]:
         """``x [T, D]``, ``asked [S, D]`` -> ``U [S, D], V [T, D], Q [S, D], K [T, D]``."""

@@ -58,13 +58,13 @@ def plan_tiles(layout: Layout, *, heads: int, budget: int) -> list[TileGroup]:
     """
     order, start, size, keys = _cut(layout, heads, budget)
     begin = layout.offsets[layout.history[order[start]]]
-    groups = []
-    for members in _group(keys.tolist(), size.tolist(), budget // heads):
+    groups, widths, heights = [], keys.tolist(), size.tolist()
+    for members in _group(widths, heights, budget // heads):
         index = torch.tensor(members, device=order.device)
-        here = torch.arange(int(size[index].max()), device=order.device)
+        here = torch.arange(max(heights[tile] for tile in members), device=order.device)
         padded = here >= size[index][:, None]
         query = order[torch.where(padded, 0, start[index][:, None] + here)]
-        place = torch.arange(int(keys[index].max()), device=order.device)
+        place = torch.arange(max(widths[tile] for tile in members), device=order.device)
         key = torch.where(place < keys[index][:, None], begin[index][:, None] + place, 0)
         groups.append(
             TileGroup(

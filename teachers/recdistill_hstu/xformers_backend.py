@@ -76,7 +76,7 @@ class XformersAttention:
             parts.append(self.kernel(q[None, :dense], k[None, :dense], v[None, :dense], self.causal)[0])
         if self.single is not None:
             parts.append(self.kernel(q[None, dense:], k[self.keys][None], v[self.keys][None], self.single)[0])
-        return torch.cat(parts) if parts else torch.zeros_like(q)
+        return torch.cat(parts) if parts else q.clone()
 
 
 def _single_keys(layout: Layout, dense: int) -> tuple[Tensor, Tensor]:

@@ -93,4 +93,6 @@ def make_teacher(config: HSTUConfig, seed: int = 0, *, double: bool = True) -> H
         for name, weight in teacher.named_parameters():
             if ".bias." in name:
                 weight.normal_()
+            if name.endswith("project.weight"):
+                weight.uniform_(-0.3, 0.3)  # queries and keys start alike; a test must tell them apart
     return teacher.double() if double else teacher

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from recdistill_core.batch import Batch
 from recdistill_core.interfaces import HistoryWindow
 from recdistill_parquet.dataset import ParquetSource
+from recdistill_parquet.dataset_parts import PartReader, PartWriter
 from recdistill_parquet.dataset_writer import write_dataset
 
 COLUMNS = ("user_id", "item_id", "event_time", "genre", "price", "click", "like")
@@ -52,7 +53,7 @@ def check_row(batch: Batch, number: int, past: list[Any], window: HistoryWindow,
 
 @settings(max_examples=30, deadline=None)
 @given(
-    rows=st.lists(ROW, min_size=2, max_size=30),
+    rows=st.lists(ROW, min_size=2, max_size=40),
     extra=st.lists(ROW, max_size=8),
     part_rows=st.sampled_from([1, 3, 7, 100]),
     length=st.integers(1, 12),
@@ -126,3 +127,31 @@ def test_rows_of_one_user_and_start_share_a_history(part_rows: int, tmp_path: Pa
     assert batch.history.offsets.numel() - 1 == 7
     assert batch.history.lengths.tolist() == [10, 10, 10, 10, 10, 10, 9]
     assert int((batch.history.row_end > 10).sum()) == 0
+    starts = [0, 5, 10, 15, 20, 25, 30]
+    seen = [
+        START + start + place for start, length in zip(starts, [10] * 6 + [9], strict=True) for place in range(length)
+    ]
+    assert batch.history.events["time"].tolist() == seen
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), max_size=8),
+    rows=st.lists(st.integers(0, 52), max_size=20),
+    part_rows=st.sampled_from([1, 4, 7, 53, 100]),
+)
+def test_parts_read_like_one_array(ranges: list[tuple[int, int]], rows: list[int], part_rows: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        writer = PartWriter(Path(folder), {"a": np.int32, "m": (np.float32, 2)}, part_rows)
+        matrix = np.arange(106, dtype=np.float32).reshape(53, 2)
+        for start in range(0, 53, 10):
+            writer.append({"a": np.arange(start, min(start + 10, 53)), "m": matrix[start : start + 10]})
+        writer.close()
+        reader = PartReader(Path(folder), 53, part_rows)
+        starts, lengths = np.array(ranges, np.int64).reshape(-1, 2).T
+        expected = [value for start, length in ranges for value in range(start, start + length)]
+        assert reader.take_ranges(starts, lengths, ["a"])["a"].tolist() == expected
+        taken = reader.take(np.array(rows, np.int64), ["a", "m"])
+        assert taken["a"].tolist() == rows
+        np.testing.assert_array_equal(taken["m"], matrix[rows])
+        np.testing.assert_array_equal(reader.column("m", 1), matrix[:, 1])

@@ -174,7 +174,12 @@ def test_a_long_log_is_cut_into_parts_and_chunks(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.column("example_id"), order)
     np.testing.assert_allclose(source.column("price"), columns["price"][order].astype(np.float32))
     user = columns["user_id"][order]
-    chosen = np.flatnonzero(user == user[5])
-    times = columns["event_time"][order][chosen]
-    np.testing.assert_array_equal(source.column("history_end")[chosen], np.searchsorted(times, times))
-    np.testing.assert_allclose(source.column("activity")[chosen], np.log1p(np.searchsorted(times, times)), rtol=1e-6)
+    found = {name: source.column(name) for name in ("history_end", "activity", "click_rate")}
+    for who in range(50):  # the events of some users lie in two batches, and in two parts
+        chosen = np.flatnonzero(user == who)
+        times = columns["event_time"][order][chosen]
+        past = np.searchsorted(times, times)
+        clicks = np.concatenate(([0], np.cumsum(columns["click"][order][chosen])))[past]
+        np.testing.assert_array_equal(found["history_end"][chosen], past)
+        np.testing.assert_allclose(found["activity"][chosen], np.log1p(past), rtol=1e-6)
+        np.testing.assert_allclose(found["click_rate"][chosen], (clicks + 1.2) / (past + 4.0), rtol=1e-6)

@@ -94,9 +94,7 @@ def test_tiles_cover_each_visible_pair_once_within_the_budget(batch: Batch, budg
             for asked, count in zip(query.tolist(), visible.tolist(), strict=True):
                 pairs += [(asked, event) for event in key[:count].tolist()]
     begin = layout.offsets[layout.history].tolist()
-    expected = [
-        (asked, begin[asked] + j) for asked, count in enumerate(layout.visible.tolist()) for j in range(count)
-    ]
+    expected = [(asked, begin[asked] + j) for asked, count in enumerate(layout.visible.tolist()) for j in range(count)]
     assert sorted(pairs) == expected
 
 

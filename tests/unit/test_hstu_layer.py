@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from recdistill_core.batch import Batch
 from recdistill_hstu.attention import prepare
 from recdistill_hstu.bias import time_bucket
 from recdistill_hstu.config import HSTUConfig
-from recdistill_hstu.layer import HSTULayer
+from recdistill_hstu.layer import HSTULayer, Projection
 from recdistill_hstu.layout import Layout
 
 Vector = list[float]
@@ -43,7 +44,7 @@ def seen_by(batch: Batch) -> list[list[tuple[int, int, int]]]:
     history: Any = batch.history
     offsets, time = history.offsets.tolist(), history.events["time"].tolist()
     tokens = []
-    for begin, end in zip(offsets, offsets[1:], strict=False):
+    for begin, end in pairwise(offsets):
         for i in range(begin, end):
             tokens.append([(j, i - j, time[i] - time[j]) for j in range(begin, i + 1)])
     for row, (owner, end) in enumerate(zip(history.row_to_history.tolist(), history.row_end.tolist(), strict=True)):
@@ -92,8 +93,8 @@ def test_layer_computes_the_published_equations(backend: str, attention: str, po
     layout = Layout.of(batch)
     torch.manual_seed(1)
     layer = HSTULayer(config).double().eval()
-    for weight in layer.bias.parameters():
-        torch.nn.init.normal_(weight)
+    for weight in layer.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
     x = torch.randn(layout.num_asked, 8, dtype=torch.float64)
     expected = naive_layer(layer, config, x, batch)
     torch.testing.assert_close(layer(x, prepare(backend, layout, config)), expected, rtol=1e-9, atol=1e-9)
@@ -130,3 +131,14 @@ def test_result_does_not_depend_on_the_longest_history_of_the_batch() -> None:
     alone = layer(x[[0, 1, 2, 7]], prepare("chunked", short, config))
     together = layer(x, prepare("chunked", both, small_config(position_bias=True)))
     torch.testing.assert_close(together[[0, 1, 2]], alone[:3], rtol=1e-12, atol=1e-12)
+
+
+def test_queries_and_keys_start_alike_and_are_trained_apart() -> None:
+    project = Projection(8)
+    *_, q, k = project.weight.chunk(4)
+    assert torch.equal(q, k)
+    x = torch.randn(3, 8)
+    project(x, x)[2].sum().backward()
+    assert project.weight.grad is not None
+    assert not project.weight.grad[24:].any()
+    assert bool(project.weight.grad[16:24].any())
