@@ -66,7 +66,7 @@ def fill(cls: type[T], data: Any, path: str, problems: list[Problem]) -> T | Non
         if key not in known:
             problems.append(Problem(where, f"unknown key{suggest(str(key), known)}; known: {', '.join(known)}"))
         elif is_dataclass(hints[key]):
-            values[key] = fill(hints[key], value, where, problems)  # type: ignore[arg-type]  # a dataclass type
+            values[key] = fill(hints[key], value, where, problems)
         else:
             values[key] = _converted(cls, key, value, where, problems)
     for entry in fields(cls):  # type: ignore[arg-type]  # as above
@@ -85,11 +85,11 @@ def _converted(cls: type[Any], key: str, value: Any, where: str, problems: list[
     """``value`` as the type of field ``key``, converted and checked by OmegaConf; tuples stay tuples."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(cls), {key: value})
-        plain = OmegaConf.to_container(OmegaConf.create({"value": merged[key]}), resolve=True)
+        plain = OmegaConf.to_container(OmegaConf.masked_copy(merged, [key]), resolve=True)  # type: ignore[arg-type]  # a structured config is a DictConfig
     except OmegaConfBaseException as error:
         problems.append(Problem(where, str(error).splitlines()[0]))
         return None
-    found = plain["value"] if isinstance(plain, dict) else None
+    found = plain[key] if isinstance(plain, dict) else None
     return tuple(found) if isinstance(found, list) and get_origin(get_type_hints(cls)[key]) is tuple else found
 
 

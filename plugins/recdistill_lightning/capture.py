@@ -16,6 +16,7 @@ from recdistill_core.batch import Batch
 from recdistill_core.errors import IntegrityError, LeakError, UsageError
 from recdistill_core.fingerprint import digest
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LabelWriter, LogitStore
+from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.modules import TeacherModule
 
 
@@ -63,7 +64,8 @@ class TrainedExamples:
 class LogitCapture(L.Callback):
     """Writes the logits of :class:`TeacherModule`'s training forward passes into a logit store.
 
-    Only first sights are captured: the first epoch, and no example that the teacher was trained on before.
+    Only first sights are captured: the first pass over each phase (see ``Phases``), and no example that the teacher was
+    trained on in an earlier fit.
 
     Args:
         store: where to write.
@@ -128,7 +130,7 @@ class LogitCapture(L.Callback):
     ) -> None:
         """Keep the logits that this step's forward pass gave, and note that the examples are trained on now."""
         ids = batch.example_id.cpu()
-        if trainer.current_epoch == 0 and batch_idx >= self.warmup_steps and self._writer is not None:
+        if self._writer is not None and self._first_sight(trainer):
             seen = self._before.known(ids.numpy())
             if seen.any():
                 raise LeakError(
@@ -139,6 +141,12 @@ class LogitCapture(L.Callback):
             logits = {task: logit.float().cpu() for task, logit in outputs["logits"].items()}
             self._writer.append(ids, logits, step=trainer.global_step - 1, scored_at=time.time_ns() // 1_000_000)
         self.trained.add(ids.numpy())
+
+    def _first_sight(self, trainer: L.Trainer) -> bool:
+        data = getattr(trainer, "datamodule", None)
+        epoch = trainer.current_epoch
+        first = data.phases.first_sight(epoch) if isinstance(data, DistillationDataModule) else epoch == 0
+        return first and trainer.global_step > self.warmup_steps
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the labels visible."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import lightning as L
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recdistill_core.batch import Batch, TeacherSignal
-from recdistill_core.errors import DataError
+from recdistill_core.errors import DataError, UsageError
 from recdistill_core.interfaces import HistoryWindow, LogitStore, SampleSource
 from recdistill_lightning.order import ReadOrder, row_batches
 
@@ -40,23 +40,61 @@ class RowBatches(Dataset[Batch]):
         )
 
 
-class RowSampler(Sampler[NDArray[np.int64]]):
-    """Yields the rows of one batch after another; every epoch has its own seeded order."""
+@dataclass(frozen=True)
+class Phases:
+    """The schedule: a batch phase that may be read several times, then a stream phase that is read once.
 
-    def __init__(self, source: SampleSource, start: int, stop: int, order: ReadOrder, seed: int) -> None:
-        self.source, self.start, self.stop, self.order, self.seed = source, start, stop, order, seed
+    Attributes:
+        start, stop: row positions ``[start, stop)`` of all training rows.
+        stream: first row of the stream phase; ``stop`` where there is none.
+        batch_epochs: passes over the batch phase ``[start, stream)``.
+    """
+
+    start: int
+    stop: int
+    stream: int
+    batch_epochs: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.start <= self.stream <= self.stop:
+            raise ValueError(f"phases need start <= stream <= stop, got {self.start}, {self.stream}, {self.stop}")
+        if self.batch_epochs < 1:
+            raise ValueError(f"batch_epochs must be >= 1, got {self.batch_epochs}")
+
+    def passes(self) -> list[tuple[int, int]]:
+        """Row range of each epoch; what ``max_epochs`` of the Trainer should be is their number."""
+        batch = [(self.start, self.stream)] * self.batch_epochs if self.stream > self.start else []
+        return batch + ([(self.stream, self.stop)] if self.stop > self.stream else [])
+
+    def first_sight(self, epoch: int) -> bool:
+        """Whether an epoch reads rows that no earlier epoch has read."""
+        return epoch == 0 or (self.stop > self.stream and epoch == len(self.passes()) - 1)
+
+
+class RowSampler(Sampler[NDArray[np.int64]]):
+    """Yields the rows of one batch after another; every epoch has its own rows and seeded order.
+
+    It has no length: Lightning would keep the first epoch's for all.
+    """
+
+    def __init__(self, source: SampleSource, phases: Phases, order: ReadOrder, seed: int) -> None:
+        self.source, self.order, self.seed = source, order, seed
+        self.passes = phases.passes()
         self.epoch = 0
-        self.length = sum(1 for _ in row_batches(source, start, stop, order, seed))
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of each epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        return row_batches(self.source, self.start, self.stop, self.order, self.seed + 1_000_003 * self.epoch)
-
-    def __len__(self) -> int:
-        return self.length
+        if self.epoch >= len(self.passes):
+            raise UsageError(
+                f"epoch {self.epoch + 1} was asked for, the schedule has {len(self.passes)}",
+                where="lightning.Trainer(max_epochs=...)",
+                fix="set max_epochs=data.epochs, or more batch_epochs",
+            )
+        start, stop = self.passes[self.epoch]
+        return row_batches(self.source, start, stop, self.order, self.seed + 1_000_003 * self.epoch)
 
 
 class DistillationDataModule(L.LightningDataModule):
@@ -66,6 +104,9 @@ class DistillationDataModule(L.LightningDataModule):
         source: the dataset.
         order: batch size and order of the training rows.
         train: ``(first, last + 1)`` row positions to train on; the whole dataset where None.
+        stream_from: first row of the stream phase, which is read once, after ``batch_epochs`` passes over the rows
+            before it; None: all rows are batch phase.
+        batch_epochs: passes over the batch phase.
         test: row positions for validation, testing and prediction, read in strict time order.
         history: how much history each row needs; ``module.history`` of a teacher or student.
         labels: teacher labels of all rows of the dataset (see :func:`read_labels`), or None.
@@ -78,6 +119,8 @@ class DistillationDataModule(L.LightningDataModule):
         order: ReadOrder | None = None,
         *,
         train: tuple[int, int] | None = None,
+        stream_from: int | None = None,
+        batch_epochs: int = 1,
         test: tuple[int, int] | None = None,
         history: HistoryWindow | None = None,
         labels: TeacherSignal | None = None,
@@ -85,13 +128,32 @@ class DistillationDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.source, self.order, self.seed = source, order or ReadOrder(), seed
-        self.train_rows = train or (0, source.num_rows)
+        start, stop = train or (0, source.num_rows)
+        stream = stop if stream_from is None else min(max(stream_from, start), stop)
+        self.phases = Phases(start, stop, stream, batch_epochs)
         self.test_rows = test
         self.batches = RowBatches(source, history, labels)
 
+    @property
+    def epochs(self) -> int:
+        """What ``max_epochs`` of the Trainer must be."""
+        return len(self.phases.passes())
+
+    @property
+    def total_steps(self) -> int:
+        """Training batches of the whole schedule."""
+        return sum(
+            1 for start, stop in self.phases.passes() for _ in row_batches(self.source, start, stop, self.order, 0)
+        )
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training rows in the read order."""
-        return self._loader(self.train_rows, self.order)
+        return self._loader(self.phases, self.order)
+
+    def training_batches(self) -> Iterator[Batch]:
+        """Every training row once, in the read order, without teacher labels; for debiasers that must look first."""
+        for rows in row_batches(self.source, self.phases.start, self.phases.stop, self.order, self.seed):
+            yield self.source.batch(rows, self.batches.history)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The test rows, or nothing where there are none."""
@@ -105,15 +167,20 @@ class DistillationDataModule(L.LightningDataModule):
         """
         if self.test_rows is None:
             raise DataError("this data module has no test rows", fix="give test=(first, last + 1)")
-        return self._loader(self.test_rows, replace(self.order, window_hours=0.0))
+        first, last = self.test_rows
+        # one pass, whatever the training epoch: a range of its own that every epoch reads
+        return DataLoader(
+            self.batches,
+            sampler=list(row_batches(self.source, first, last, replace(self.order, window_hours=0.0), 0)),
+            batch_size=None,
+        )
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """As :meth:`test_dataloader`."""
         return self.test_dataloader()
 
-    def _loader(self, rows: tuple[int, int], order: ReadOrder) -> DataLoader[Batch]:
-        sampler = RowSampler(self.source, rows[0], rows[1], order, self.seed)
-        return DataLoader(self.batches, sampler=sampler, batch_size=None)
+    def _loader(self, phases: Phases, order: ReadOrder) -> DataLoader[Batch]:
+        return DataLoader(self.batches, sampler=RowSampler(self.source, phases, order, self.seed), batch_size=None)
 
 
 def read_labels(

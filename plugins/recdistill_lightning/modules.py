@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from recdistill_core.batch import Batch, Scores
 from recdistill_core.interfaces import HistoryWindow, ServingModule, Student, TrainableTeacher
 from recdistill_core.objective import Objective
+from recdistill_lightning.data import DistillationDataModule
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,16 @@ class _Module(L.LightningModule):
         seen = batch.observed[self.task]
         logit = self(batch)[self.task][seen]
         for name, metric in self.measures.items():
-            metric(logit, batch.labels[self.task][seen], batch.user_id[seen])
+            metric.update(logit, batch.labels[self.task][seen], batch.user_id[seen])  # type: ignore[operator]  # a torchmetrics.Metric kept in a ModuleDict
             self.log(f"val/{name}", metric, batch_size=len(batch), on_step=False, on_epoch=True)  # type: ignore[arg-type]  # a torchmetrics.Metric kept in a ModuleDict
 
     def configure_optimizers(self) -> Any:
         """Adam as :class:`Optimisation` says; override it for anything else."""
-        return self.optimisation.configure(self, max(1, int(self.trainer.estimated_stepping_batches)))
+        data = getattr(self.trainer, "datamodule", None)
+        steps = (
+            data.total_steps if isinstance(data, DistillationDataModule) else self.trainer.estimated_stepping_batches
+        )
+        return self.optimisation.configure(self, max(1, int(steps)))
 
     def _log_terms(self, task: str, terms: Mapping[str, Tensor], count: int) -> None:
         values = {f"train/{task}/{name}": value.detach().mean() for name, value in terms.items()}

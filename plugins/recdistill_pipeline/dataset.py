@@ -20,11 +20,15 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Split:
-    """Row ranges ``[first, last + 1)``: the teacher's and the students' training rows, and the test rows."""
+    """Row ranges ``[first, last + 1)``: the teacher's and the students' training rows, and the test rows.
+
+    ``stream`` is the first row of the stream phase, the end of the training rows where there is none.
+    """
 
     teacher: tuple[int, int]
     student: tuple[int, int]
     test: tuple[int, int]
+    stream: int
 
 
 def import_dataset(importer: Resolved, out: Path, memory_limit: str, progress: Progress | None = None) -> None:
@@ -48,7 +52,8 @@ def make_split(source: SampleSource, config: SplitConfig) -> Split:
     test_from = _row(source, config.test_from, "test_from", source.num_rows)
     test_until = _row(source, config.test_until, "test_until", source.num_rows)
     student = _row(source, config.student_from, "student_from", start)
-    split = Split((start, test_from), (student, test_from), (test_from, test_until))
+    stream = _row(source, config.stream_from, "stream_from", test_from)
+    split = Split((start, test_from), (student, test_from), (test_from, test_until), min(stream, test_from))
     for name, (first, last) in (("teacher", split.teacher), ("student", split.student), ("test", split.test)):
         if last <= first:
             raise DataError(

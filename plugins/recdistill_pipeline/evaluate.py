@@ -32,7 +32,7 @@ class Predictions:
     """Test rows and raw logits of every model and seed.
 
     Attributes:
-        label: ``[N]`` of 0 and 1. user: ``[N]``.
+        label: ``[N]`` of 0 and 1. user: ``[N]`` in ``[0, users)``.
         logits: ``{"teacher" | "raw/<student>" | "distilled/<student>": [one [N] array per seed]}``.
         costs: ``{"teacher" | student: cost}``.
         truth: ``[N]`` true logits where a simulator kept them aside, or None.
@@ -52,7 +52,8 @@ def predict(
     task = plan.config.task
     label = source.column(f"label_{task}")[split.test[0] : split.test[1]].astype(np.float64)
     seen = ~np.isnan(label)
-    label, user = label[seen], source.column("user_id")[split.test[0] : split.test[1]][seen].astype(np.int64)
+    label = label[seen]
+    user = np.unique(source.column("user_id")[split.test[0] : split.test[1]][seen], return_inverse=True)[1]
     if len(label) == 0 or label.min() == label.max():
         raise DataError(
             f"the test rows hold {'no' if len(label) == 0 else 'only one class of'} labels of task {task!r}",

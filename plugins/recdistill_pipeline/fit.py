@@ -13,7 +13,7 @@ from recdistill_lightning.data import DistillationDataModule, read_labels
 from recdistill_lightning.modules import StudentModule, TeacherModule
 from recdistill_pipeline.checkpoint import save_weights
 from recdistill_pipeline.dataset import Split
-from recdistill_pipeline.models import build_student, build_teacher, fit_debiasers, read_order
+from recdistill_pipeline.models import build_student, build_teacher, debiaser_reports, fit_debiasers, read_order
 from recdistill_pipeline.plan import Plan
 
 
@@ -23,8 +23,16 @@ def fit_teacher(
     """Train a teacher into ``out`` and leave its labels in the store; returns the step's facts."""
     config = plan.config.teacher_training
     module = build_teacher(plan, source.schema, seed)
-    data = DistillationDataModule(source, read_order(config), train=split.teacher, history=module.history, seed=seed)
-    reports = fit_debiasers(module, data)
+    data = DistillationDataModule(
+        source,
+        read_order(config),
+        train=split.teacher,
+        stream_from=split.stream,
+        batch_epochs=config.batch_epochs,
+        history=module.history,
+        seed=seed,
+    )
+    fit_debiasers(module, data)
     capture = LogitCapture(
         store,
         snapshot=source.snapshot_id,
@@ -35,7 +43,7 @@ def fit_teacher(
         write=plan.config.capture.mode == "prequential",
     )
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
-    trainer.fit(module, data, epochs=config.epochs, callbacks=[capture], out=out / "log", title=f"teacher, seed {seed}")
+    trainer.fit(module, data, epochs=data.epochs, callbacks=[capture], out=out / "log", title=f"teacher, seed {seed}")
     save_weights(module.state_dict(), out / "model.safetensors")
     capture.trained.save(out / "trained_on.npy")
     version = capture.committed or _capture_leaky(plan, module, data, store, capture, source)
@@ -45,7 +53,7 @@ def fit_teacher(
         "labels": _plain(version),
         "fingerprint": module.teacher.fingerprint(),
         "description": dict(module.teacher.describe()),
-        "debiasers": reports,
+        "debiasers": debiaser_reports(module),
     }
 
 
@@ -60,7 +68,7 @@ def _capture_leaky(
     """The mode that only shows the damage: score the rows the teacher has just been trained on."""
     return capture_after_training(
         module,
-        data.train_dataloader(),
+        data.training_batches(),
         store,
         trained=capture.trained,
         view=source.schema.view_hash(),
@@ -89,15 +97,23 @@ def fit_student(
         signal, coverage = read_labels(source, store, version, split.student, plan.config.capture.min_coverage)
         facts["labels"] = {**teacher["labels"], "coverage": coverage, "store": store.snapshot_id()}
     data = DistillationDataModule(
-        source, read_order(config), train=split.student, history=module.history, labels=signal, seed=seed
+        source,
+        read_order(config),
+        train=split.student,
+        stream_from=split.stream,
+        batch_epochs=config.batch_epochs,
+        history=module.history,
+        labels=signal,
+        seed=seed,
     )
-    facts["debiasers"] = fit_debiasers(module, data)
+    fit_debiasers(module, data)
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
     kind = "raw" if teacher is None else "distilled"
     title = f"{kind} {label}, seed {seed}"
-    trainer.fit(module, data, epochs=config.epochs, callbacks=[], out=out / "log", title=title)
+    trainer.fit(module, data, epochs=data.epochs, callbacks=[], out=out / "log", title=title)
     save_weights(module.state_dict(), out / "model.safetensors")
     save_weights(_served(module), out / "serving.safetensors")
+    facts["debiasers"] = debiaser_reports(module)
     return facts
 
 

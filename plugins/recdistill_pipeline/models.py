@@ -84,14 +84,20 @@ def build_student(
     return module
 
 
-def fit_debiasers(module: TeacherModule | StudentModule, data: DistillationDataModule) -> dict[str, Any]:
-    """Let every debiaser look at the training rows once; returns their reports by task."""
-    reports: dict[str, Any] = {}
+def fit_debiasers(module: TeacherModule | StudentModule, data: DistillationDataModule) -> None:
+    """Let every debiaser look at the training rows once, before training."""
     for task in module.objectives:
         for debiaser in module.objective(task).all_debiasers():
-            debiaser.fit(data.train_dataloader(), task)
-            reports[f"{task}/{type(debiaser).__name__}"] = dict(debiaser.report())
-    return reports
+            debiaser.fit(data.training_batches(), task)
+
+
+def debiaser_reports(module: TeacherModule | StudentModule) -> dict[str, Any]:
+    """What every debiaser has to say after training, by task."""
+    return {
+        f"{task}/{type(debiaser).__name__}": dict(debiaser.report())
+        for task in module.objectives
+        for debiaser in module.objective(task).all_debiasers()
+    }
 
 
 def _build(debiasers: Sequence[Resolved], context: BuildContext) -> list[Any]:

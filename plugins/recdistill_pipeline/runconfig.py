@@ -38,17 +38,20 @@ class SplitConfig:
         test_until: end of the test set; empty: the end of the log.
         train_from: the teacher's (and by default the students') first row; empty: the start of the log.
         student_from: the students' first row, for students that see less of the log than their teacher.
+        stream_from: training rows from here on are the stream phase: read once, in time order, after ``batch_epochs``
+            passes over the batch phase before it; empty: no stream phase.
     """
 
     test_from: str = "80%"
     test_until: str = ""
     train_from: str = ""
     student_from: str = ""
+    stream_from: str = ""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One model's training; see :class:`recdistill_lightning.Optimisation` and ``ReadOrder``."""
+    """One model's training; see ``Optimisation``, ``ReadOrder`` and ``Phases`` of :mod:`recdistill_lightning`."""
 
     lr: float = 1e-3
     weight_decay: float = 0.0
@@ -57,13 +60,13 @@ class TrainingConfig:
     batch_size: int = 2048
     window_hours: float = 24.0
     within: str = "shuffle"
-    epochs: int = 1
+    batch_epochs: int = 1
 
     def __post_init__(self) -> None:
         from recdistill_lightning import Optimisation, ReadOrder
 
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be >= 1, got {self.epochs}")
+        if self.batch_epochs < 1:
+            raise ValueError(f"batch_epochs must be >= 1, got {self.batch_epochs}")
         Optimisation(self.lr, self.weight_decay, self.warmup_steps, self.decay)
         ReadOrder(self.batch_size, self.window_hours, self.within)
 
