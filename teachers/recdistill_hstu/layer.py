@@ -22,8 +22,8 @@ class Projection(nn.Module):
     """``U, V, Q, K = SiLU(X W)``: one matrix without bias; ``U`` and ``Q`` only for tokens that are asked for.
 
     The four products are taken apart, so that each result is contiguous and none is four times as large as the input.
-    ``W`` starts Xavier-uniform, with the part of ``K`` equal to that of ``Q``: tokens that are alike attend to each other
-    from the first step, so that a candidate learns sooner to find its kin in the history.
+    ``W`` starts Xavier-uniform, with the part of ``K`` equal to that of ``Q``: tokens that are alike attend to each
+    other from the first step, so that a candidate learns sooner to find its kin in the history.
     """
 
     def __init__(self, width: int) -> None:
