@@ -145,10 +145,10 @@ class StudentInputs(nn.Module):
 
 
 def dense_layers(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
-    """Linear -> ReLU -> Dropout for each consecutive pair of ``widths``."""
+    """Linear -> SiLU -> Dropout for each consecutive pair of ``widths``; SiLU has no units that die on short logs."""
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.Linear(before, after), nn.SiLU()]
         if dropout:
             layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers)
