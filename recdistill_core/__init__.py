@@ -14,6 +14,7 @@ from recdistill_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from recdistill_core.batch import Batch, History, Scores, TeacherSignal
+    from recdistill_core.config import make
     from recdistill_core.features import FeatureEmbedding, RecentHistory
     from recdistill_core.interfaces import (
         Debiaser,
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
         Teacher,
         TrainableTeacher,
     )
+    from recdistill_core.objective import Objective
+    from recdistill_core.registry import installed
     from recdistill_core.schema import Schema
 
 __version__ = "0.1.0"
@@ -42,7 +45,10 @@ _HOMES = {
     "Student": "interfaces",
     "Teacher": "interfaces",
     "TrainableTeacher": "interfaces",
+    "Objective": "objective",
     "Schema": "schema",
+    "installed": "registry",
+    "make": "config",
 }
 
 __all__ = [
@@ -57,6 +63,7 @@ __all__ = [
     "HeadStrategy",
     "History",
     "HistoryWindow",
+    "Objective",
     "RecentHistory",
     "Schema",
     "Scores",
@@ -66,6 +73,8 @@ __all__ = [
     "TrainableTeacher",
     "__version__",
     "hookimpl",
+    "installed",
+    "make",
 ]
 
 

@@ -135,6 +135,8 @@ class Batch:
     def rows(self, index: Tensor) -> Batch:
         """The rows ``index`` ([M] int64); their histories are shared, not copied."""
         count = len(self)
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < count:
+            raise IndexError(f"rows {int(index.min())} to {int(index.max())} of a batch with {count} rows")
 
         def pick(tensor: Tensor) -> Tensor:
             return tensor[index]
@@ -151,27 +153,41 @@ class Batch:
             valid=_map(self.teacher.valid, pick),
             scored_at=_map(self.teacher.scored_at, pick),
         )
-        if index.numel() and int(index.max()) >= count:
-            raise IndexError(f"row {int(index.max())} of a batch with {count} rows")
         return Batch(**picked, history=history, keep_rates=self.keep_rates, teacher=signal)
 
     def validate(self, where: str = "batch") -> Batch:
         """This batch, or a DataError that names the first column and row that break the contract."""
         count = len(self)
-        for name in ("request_id", "user_id", "item_id", "event_time", "categorical", "numeric"):
-            if getattr(self, name).shape[0] != count:
-                raise DataError(f"{name} has {getattr(self, name).shape[0]} rows, example_id has {count}", where=where)
+        for name, column in self._columns().items():
+            if column.shape[0] != count:
+                raise DataError(f"{name} has {column.shape[0]} rows, example_id has {count}", where=where)
         _refuse(~torch.isfinite(self.numeric), "numeric feature is NaN or infinite", where, "impute it before import")
         for task, label in self.labels.items():
+            if task not in self.observed:
+                raise DataError(f"task {task!r} has labels but no observed mask", where=where)
             wrong = self.observed[task] & (label != 0) & (label != 1)
             _refuse(wrong, f"label of task {task!r} is neither 0 nor 1", where, "soft targets belong in a logit store")
         if self.propensity is not None:
             wrong = ~((self.propensity > 0) & (self.propensity <= 1))
             _refuse(wrong, "propensity is outside (0, 1]", where, "drop rows that could not have been shown")
         if self.history is not None:
-            too_far = self.history.row_end > self.history.lengths[self.history.row_to_history]
+            owner, lengths = self.history.row_to_history, self.history.lengths
+            _refuse((owner < 0) | (owner >= len(lengths)), "row refers to no history", where, "rebuild the batch")
+            too_far = (self.history.row_end < 0) | (self.history.row_end > lengths[owner])
             _refuse(too_far, "row refers to events beyond the end of its history", where, "rebuild the batch")
         return self
+
+    def _columns(self) -> dict[str, Tensor]:
+        """Every tensor with one entry per row, by the name that messages give it."""
+        plain = ("request_id", "user_id", "item_id", "event_time", "categorical", "numeric", "position", "propensity")
+        found = {name: getattr(self, name) for name in plain}
+        found |= {f"label of task {task!r}": column for task, column in self.labels.items()}
+        found |= {f"observed mask of task {task!r}": column for task, column in self.observed.items()}
+        if self.history is not None:
+            found |= {"row_to_history": self.history.row_to_history, "row_end": self.history.row_end}
+        if self.teacher is not None:
+            found |= {f"teacher logit of task {task!r}": column for task, column in self.teacher.logits.items()}
+        return {name: column for name, column in found.items() if column is not None}
 
 
 def _refuse(wrong: Tensor, what: str, where: str, fix: str) -> None:

@@ -7,17 +7,18 @@ progress and messages go to stderr.
 from __future__ import annotations
 
 import json as jsonlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from recdistill_core.component import Command
-from recdistill_core.errors import RecdistillError, UsageError, suggest
+from recdistill_core.errors import PluginError, RecdistillError, UsageError, suggest
 from recdistill_core.hookspecs import HOOKS
 from recdistill_core.registry import PluginRecord, Registered, Registry, installed
 
@@ -67,7 +68,7 @@ def plugins_list(json: JsonOption = False) -> None:
         for row in rows:
             offers = [f"{c['kind']} [bold]{c['name']}[/bold]" for c in row["components"]]
             offers += [f"command [bold]{name}[/bold]" for name in row["commands"]]
-            status = "ok" if row["status"] == "ok" else f"[red]failed[/red]: {row['reason']}"
+            status = "ok" if row["status"] == "ok" else f"[red]failed[/red]: {escape(row['reason'])}"
             table.add_row(row["name"], f"{row['distribution']} {row['version']}", status, ", ".join(offers))
         console.print(table)
 
@@ -85,16 +86,17 @@ def plugins_show(
     if kind and kind not in HOOKS:
         raise UsageError(f"unknown kind {kind!r}{suggest(kind, HOOKS)}", fix=f"use one of: {', '.join(HOOKS)}")
     kinds = [kind] if kind else [k for k in HOOKS if any(_named(e, name) for e in registry.components(k))]
-    found = [registry.get(k, name) for k in kinds] or [registry.get("student", name)]
-    rows = [_describe(entry) for entry in found]
+    if not kinds:
+        raise registry.unknown("component", name, registry.found)
+    rows = [_describe(registry.get(k, name)) for k in kinds]
 
     def render(console: Console) -> None:
         for row in rows:
-            console.print(f"[bold]{row['kind']} {row['name']}[/bold] — {row['summary']}")
+            console.print(f"[bold]{row['kind']} {row['name']}[/bold] — {escape(row['summary'])}")
             console.print(f"from {row['distribution']} {row['version']}, plugin API {row['api_version']}")
             table = Table("setting", "type", "default")
             for setting in row["settings"]:
-                table.add_row(setting["name"], setting["type"], str(setting["default"]))
+                table.add_row(setting["name"], escape(setting["type"]), escape(str(setting["default"])))
             console.print(table)
 
     emit(rows, json, render)
@@ -135,7 +137,7 @@ def doctor(json: JsonOption = False) -> None:
         table = Table("check", "state", "detail")
         for row in report["checks"]:
             colour = {"ok": "green", "note": "yellow", "failed": "red"}[row["state"]]
-            table.add_row(row["check"], f"[{colour}]{row['state']}[/{colour}]", row["detail"])
+            table.add_row(row["check"], f"[{colour}]{row['state']}[/{colour}]", escape(row["detail"]))
         console.print(table)
 
     emit(report, json, render)
@@ -156,6 +158,13 @@ def build_app(registry: Registry, argv: Sequence[str]) -> typer.Typer:
     app.add_typer(plugins_app, name="plugins")
     app.command("doctor")(doctor)
     wanted = next((word for word in argv if not word.startswith("-")), "")
+    owners = [owner for command, owner in registry.commands if command.name == wanted]
+    if len(owners) > 1:
+        raise PluginError(
+            f"command {wanted!r} is registered by {len(owners)} plugins",
+            where=", ".join(f"{owner.name} of {owner.distribution}" for owner in owners),
+            fix="uninstall all but one of them",
+        )
     for command, owner in registry.commands:
         _add(app, command, owner, load=command.name == wanted)
     return app
@@ -163,35 +172,51 @@ def build_app(registry: Registry, argv: Sequence[str]) -> typer.Typer:
 
 def _add(app: typer.Typer, command: Command, owner: PluginRecord, load: bool) -> None:
     help_text = f"{command.summary} [{owner.distribution}]"
+    named: dict[str, Any] = {"name": command.name, "help": help_text, "short_help": help_text}
     if not load:
 
         def stand_in() -> None:
             raise AssertionError("a verb that is asked for is always loaded")
 
-        app.command(command.name, help=help_text)(stand_in)
+        app.command(**named)(stand_in)
     elif command.group:
-        app.add_typer(command.load(), name=command.name, help=help_text)
+        app.add_typer(_loaded(command, owner), **named)
     else:
-        app.command(command.name, help=help_text)(command.load())
+        app.command(**named)(_loaded(command, owner))
+
+
+def _loaded(command: Command, owner: PluginRecord) -> Any:
+    try:
+        return command.load()
+    except Exception as error:
+        raise PluginError(
+            f"command {command.name!r} cannot be loaded: {type(error).__name__}: {error}",
+            where=f"plugin {owner.name!r} of {owner.distribution}",
+            fix="mend or reinstall the plugin, or report it to its author",
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the shell and exit with the code that belongs to what happened."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _show_notes()
     try:
-        build_app(installed(), words)(args=words, prog_name="recdistill", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        sys.exit(2)
-    except click.Abort:
-        sys.exit(130)
+        # typer prints its own usage errors and exits with 2; some releases bring a click of their own, so there is
+        # no exception class here that would catch them all
+        build_app(installed(), words)(args=words, prog_name="recdistill")
     except KeyboardInterrupt:
         sys.exit(130)
     except RecdistillError as error:
         _report(error, as_json="--json" in words)
         sys.exit(error.exit_code)
+
+
+def _show_notes() -> None:
+    """Print what recdistill and its plugins log (a chosen backend, a doubtful propensity) to stderr."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.name.startswith("recdistill"))
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def _report(error: RecdistillError, as_json: bool) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +19,8 @@ from recdistill_core.errors import ConfigError, PluginError, Problem, Recdistill
 from recdistill_core.registry import Registered, Registry
 
 T = TypeVar("T")
+#: What OmegaConf takes for "not given yet".
+MISSING_VALUE = "???"
 
 
 def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -30,6 +33,10 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         loaded = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise UsageError("the configuration file does not exist", where=str(path), fix="check the path") from error
+    except OSError as error:
+        raise UsageError(
+            f"the configuration file cannot be read: {error.strerror}", where=str(path), fix="name a readable file"
+        ) from error
     except Exception as error:  # PyYAML and omegaconf raise many kinds
         raise UsageError(f"the file is not valid YAML: {error}", where=str(path), fix="mend its syntax") from error
     if not isinstance(loaded, DictConfig):
@@ -41,11 +48,13 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         try:
             OmegaConf.update(loaded, key, OmegaConf.create(f"v: {value or 'null'}").v, merge=False, force_add=True)
         except Exception as error:
-            raise UsageError(f"override {override!r} cannot be applied: {error}", where=str(path)) from error
+            why = str(error).partition("\n")[0]
+            raise UsageError(f"override {override!r} cannot be applied: {why}", where=str(path)) from error
     try:
         plain = OmegaConf.to_container(loaded, resolve=True)
     except OmegaConfBaseException as error:
-        raise UsageError(f"an interpolation cannot be resolved: {error}", where=str(path)) from error
+        why = str(error).replace("\n    full_key: ", ", at ").partition("\n")[0]
+        raise UsageError(f"an interpolation cannot be resolved: {why}", where=str(path)) from error
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
@@ -63,12 +72,12 @@ def fill(cls: type[T], data: Any, path: str, problems: list[Problem]) -> T | Non
     values: dict[str, Any] = {}
     for key, value in data.items():
         where = f"{path}.{key}" if path else str(key)
-        if key not in known:
+        if isinstance(value, str) and value == MISSING_VALUE:
+            problems.append(Problem(where, f"has the value {MISSING_VALUE}, which stands for a missing one"))
+        elif key not in known:
             problems.append(Problem(where, f"unknown key{suggest(str(key), known)}; known: {', '.join(known)}"))
-        elif is_dataclass(hints[key]):
-            values[key] = fill(hints[key], value, where, problems)
         else:
-            values[key] = _converted(cls, key, value, where, problems)
+            values[key] = _filled(cls, key, hints[key], value, where, problems)
     for entry in fields(cls):  # type: ignore[arg-type]  # as above
         if entry.name not in data and entry.default is MISSING and entry.default_factory is MISSING:
             problems.append(Problem(f"{path}.{entry.name}" if path else entry.name, "is required"))
@@ -81,13 +90,32 @@ def fill(cls: type[T], data: Any, path: str, problems: list[Problem]) -> T | Non
         return None
 
 
+def _filled(cls: type[Any], key: str, hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:
+    """``value`` as the type of field ``key``: a dataclass, one or None, a list or tuple of them, or something plain."""
+    origin, inside = get_origin(hint), [part for part in get_args(hint) if part not in (NoneType, Ellipsis)]
+    if isinstance(hint, type) and is_dataclass(hint):
+        return fill(hint, value, where, problems)
+    if len(inside) == 1 and isinstance(inside[0], type) and is_dataclass(inside[0]):
+        if origin in (list, tuple):
+            if not isinstance(value, list | tuple):
+                problems.append(Problem(where, f"must be a list, got {type(value).__name__} {value!r}"))
+                return None
+            return origin(fill(inside[0], entry, f"{where}[{i}]", problems) for i, entry in enumerate(value))
+        if origin in (Union, UnionType) and value is not None:
+            return fill(inside[0], value, where, problems)
+    return _converted(cls, key, value, where, problems)
+
+
 def _converted(cls: type[Any], key: str, value: Any, where: str, problems: list[Problem]) -> Any:
     """``value`` as the type of field ``key``, converted and checked by OmegaConf; tuples stay tuples."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(cls), {key: value})
         plain = OmegaConf.to_container(OmegaConf.masked_copy(merged, [key]), resolve=True)  # type: ignore[arg-type]  # a structured config is a DictConfig
-    except OmegaConfBaseException as error:
-        problems.append(Problem(where, str(error).splitlines()[0]))
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list for a mapping, or the other way round
+        text = str(error).splitlines()[0]
+        if isinstance(error, TypeError) or "$VALUE" in text:  # omegaconf leaves messages on tuple elements unfinished
+            text = f"{value!r} does not fit the type {str(get_type_hints(cls)[key]).replace('typing.', '')}"
+        problems.append(Problem(where, text))
         return None
     found = plain[key] if isinstance(plain, dict) else None
     return tuple(found) if isinstance(found, list) and get_origin(get_type_hints(cls)[key]) is tuple else found
@@ -121,7 +149,13 @@ class Resolved:
 
     def needs(self) -> frozenset[str]:
         """Capabilities this component needs; see ``component.CAPABILITIES``."""
-        return self.entry.component.needs_of(self.config)
+        try:
+            return self.entry.component.needs_of(self.config)
+        except Exception as error:
+            raise PluginError(f"{self.label} cannot say what it needs: {error}", where=self._origin()) from error
+
+    def _origin(self) -> str:
+        return f"plugin {self.entry.plugin.name!r} of {self.entry.plugin.distribution}"
 
     def build(self, context: BuildContext) -> Any:
         """Make the object.
@@ -136,7 +170,7 @@ class Resolved:
         except Exception as error:
             raise PluginError(
                 f"{self.label} cannot be built: {type(error).__name__}: {error}",
-                where=f"plugin {self.entry.plugin.name!r} of {self.entry.plugin.distribution}",
+                where=self._origin(),
                 fix="mend its configuration, or report it to the plugin's author",
             ) from error
         _require_interface(self, made)
@@ -181,6 +215,12 @@ def _require_interface(resolved: Resolved, made: Any) -> None:
     from recdistill_core.interfaces import INTERFACES  # needs torch, which listing plugins does not
 
     wanted = INTERFACES[resolved.entry.kind]
+    if isinstance(made, type):
+        raise PluginError(
+            f"{resolved.label} built the class {made.__name__} itself, no object of it",
+            where=resolved._origin(),
+            fix="return an instance from build",
+        )
     if getattr(wanted, "_is_protocol", False):
         members = {*vars(wanted), *vars(wanted).get("__annotations__", {})}
         lacks = [name for name in sorted(members) if not name.startswith("_") and not hasattr(made, name)]
@@ -189,6 +229,6 @@ def _require_interface(resolved: Resolved, made: Any) -> None:
     if lacks:
         raise PluginError(
             f"{resolved.label} built a {type(made).__name__}, no {wanted.__name__}: lacks {', '.join(lacks)}",
-            where=f"plugin {resolved.entry.plugin.name!r} of {resolved.entry.plugin.distribution}",
+            where=resolved._origin(),
             fix=f"return an object with the interface recdistill_core.interfaces.{wanted.__name__}",
         )

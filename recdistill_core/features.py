@@ -164,6 +164,8 @@ class Tower(nn.Module):
     def __init__(self, width: int, hidden: int, tasks: Sequence[str]) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
+        if not self.tasks:
+            raise ValueError("a tower needs at least one task: give BuildContext(schema, tasks)")
         self.body = dense_layers([width, hidden]) if hidden else nn.Identity()
         self.out = nn.Linear(hidden or width, len(self.tasks))
 

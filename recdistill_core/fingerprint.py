@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -14,9 +15,22 @@ from torch import nn
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of a JSON-able value or dataclass; equal values give equal digests in every process."""
+    """16 hex digits of a JSON-able value or dataclass; equal values give equal digests in every process.
+
+    Raises:
+        TypeError: for an object whose text is its address, such as a function.
+    """
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_stable).encode()).hexdigest()[:16]
+
+
+def _stable(value: Any) -> Any:
+    """What stands in for a value that JSON does not know; the same in every process."""
+    if isinstance(value, set | frozenset):
+        return sorted(str(entry) for entry in value)
+    if re.search(r" at 0x[0-9a-f]+>", str(value)):
+        raise TypeError(f"a {type(value).__name__} has no stable digest: its text is its address in memory")
+    return str(value)
 
 
 def module_fingerprint(module: nn.Module, config: Any, view: str) -> str:

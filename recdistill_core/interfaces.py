@@ -103,7 +103,11 @@ class Student(nn.Module):
 
 
 class ServingModule(nn.Module):
-    """What is served: ``forward(**student.inputs(batch)) -> {task: [N]}``; auxiliary towers are not part of it."""
+    """What is served: ``forward(**student.inputs(batch)) -> {task: [N]}``; auxiliary towers are not part of it.
+
+    ``torch.export`` takes it with a fixed ``N``. For a dynamic ``N`` wrap it in a module whose ``forward`` names the
+    inputs: torch 2.13 matches no ``dynamic_shapes`` with ``**inputs``.
+    """
 
     def __init__(self, student: Student, main: nn.Module) -> None:
         super().__init__()

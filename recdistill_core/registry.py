@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from recdistill_core.component import RECDISTILL_API, Command, Component
 from recdistill_core.errors import PluginError, suggest
 
 GROUP = "recdistill"
+#: Verbs of the shell itself, which no plugin may replace.
+SHELL_VERBS = ("plugins", "doctor")
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,20 @@ class Registry:
                 where=", ".join(entry.plugin.distribution for entry in matches),
                 fix=f"write {' or '.join(repr(entry.qualified) for entry in matches)}",
             )
-        names = [entry.component.name for entry in entries]
+        raise self.unknown(kind, name, entries)
+
+    def unknown(self, kind: str, name: str, entries: Sequence[Registered]) -> PluginError:
+        """The error for a ``name`` that is not among ``entries``, chained to a plugin that failed and may hold it."""
+        names = list(dict.fromkeys(entry.component.name for entry in entries))
         failed = sorted((p for p in self.plugins if p.error), key=lambda p: name not in f"{p.name} {p.distribution}")
         broken = "; ".join(f"{p.name} ({p.distribution} {p.version}): {p.reason}" for p in failed)
-        raise PluginError(
+        error = PluginError(
             f"no {kind} is named {name!r}{suggest(name, names)}",
             where=f"failed plugins, one of which may hold it: {broken}" if broken else None,
             fix=f"use one of: {', '.join(names) or 'none installed'}; or install the plugin that has it",
-        ) from (failed[0].error if failed else None)
+        )
+        error.__cause__ = failed[0].error if failed else None
+        return error
 
 
 def discover(entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> Registry:
@@ -148,9 +157,16 @@ def _load(point: importlib.metadata.EntryPoint) -> tuple[list[tuple[str, Compone
     manager.register(plugin, name=point.name)
     known = [*hookspecs.HOOKS.values(), hookspecs.COMMAND_HOOK]
     for name in dir(plugin):
-        if name.startswith("recdistill_") and manager.parse_hookimpl_opts(plugin, name) and name not in known:
+        marked = manager.parse_hookimpl_opts(plugin, name)
+        if marked and name not in known:
             raise PluginError(
                 f"unknown hook {name!r}{suggest(name, known)}", where=point.value, fix=f"hooks are: {', '.join(known)}"
+            )
+        if not marked and name in known and inspect.isroutine(getattr(plugin, name)):
+            raise PluginError(
+                f"function {name!r} is named like a hook but not marked as one",
+                where=point.value,
+                fix="mark it with @recdistill_core.hookimpl, or give it another name",
             )
     if not manager.get_hookcallers(plugin):
         raise PluginError(
@@ -171,12 +187,29 @@ def _load(point: importlib.metadata.EntryPoint) -> tuple[list[tuple[str, Compone
                 where=point.value,
                 fix="install a release of the plugin that matches this recdistill",
             )
+    names = [(kind, component.name) for kind, component in offered]
+    for kind, name in names:
+        if names.count((kind, name)) > 1:
+            raise PluginError(f"the plugin registers {kind} {name!r} more than once", where=point.value)
     hook = hookspecs.COMMAND_HOOK
-    return offered, [_checked(entry, hook, Command) for entry in _call(manager, hook)]
+    verbs: list[Command] = [_checked(entry, hook, Command) for entry in _call(manager, hook)]
+    for verb in verbs:
+        if verb.name in SHELL_VERBS:
+            raise PluginError(
+                f"command {verb.name!r} belongs to the shell", where=point.value, fix="give the command another name"
+            )
+    return offered, verbs
 
 
 def _call(manager: pluggy.PluginManager, hook: str) -> list[Any]:
-    return [entry for answer in getattr(manager.hook, hook)() for entry in answer]
+    caller = getattr(manager.hook, hook)
+    if not caller.get_hookimpls():
+        return []
+    answers = caller()
+    if len(answers) != 1 or not isinstance(answers[0], Iterable):
+        got = type(answers[0]).__name__ if answers else "None"
+        raise PluginError(f"hook {hook!r} returned {got}, not a list", fix="return a list, even of one entry")
+    return list(answers[0])
 
 
 def _checked(entry: Any, hook: str, kind: type[Any]) -> Any:
@@ -189,8 +222,15 @@ def _checked(entry: Any, hook: str, kind: type[Any]) -> Any:
 
 
 def _distribution(point: importlib.metadata.EntryPoint) -> str:
-    return point.dist.name if point.dist else "unknown"
+    return _metadata(point, "name")
 
 
 def _version(point: importlib.metadata.EntryPoint) -> str:
-    return point.dist.version if point.dist else "unknown"
+    return _metadata(point, "version")
+
+
+def _metadata(point: importlib.metadata.EntryPoint, field: str) -> str:
+    try:
+        return str(getattr(point.dist, field, None) or "unknown")
+    except Exception:  # a torn installation has no METADATA file, and importlib.metadata then raises as it likes
+        return "unknown"

@@ -90,6 +90,12 @@ class Schema:
     def __post_init__(self) -> None:
         for name in [feature.vocabulary for feature in self.categorical] + [entry.vocabulary for entry in self.events]:
             self.vocabulary_size(name)
+        names = [feature.name for feature in self.categorical] + list(self.numeric)
+        twice = [name for name in names if names.count(name) > 1] + [t for t in self.tasks if self.tasks.count(t) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is there more than once")
+        if self.time_unit != "ms":
+            raise ValueError(f"time_unit must be 'ms', got {self.time_unit!r}")
         if self.events and self.events[0].name != "item":
             raise ValueError(f"the first event field must be 'item', got {self.events[0].name!r}")
         if len(self.actions) > 16:
@@ -144,6 +150,8 @@ class Schema:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Schema:
         """The inverse of :meth:`to_dict`. Raises DataError on unknown or missing keys."""
+        if not isinstance(plain, Mapping) or "tasks" not in plain:
+            raise DataError("the dataset schema has no 'tasks'", where="schema.yaml", fix="import the log again")
         known = set(cls.__dataclass_fields__)
         for key in plain:
             if key not in known:
@@ -161,7 +169,7 @@ class Schema:
                 gives=tuple(plain.get("gives", ())),
                 time_unit=plain.get("time_unit", "ms"),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"the dataset schema cannot be read: {error}", where="schema.yaml", fix="import the log again"
             ) from error

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from recdistill_core import BuildContext, Component, hookimpl
 
 if TYPE_CHECKING:
-    from recdistill_lightning.capture import LogitCapture
-    from recdistill_lightning.data import DistillationDataModule, ReadOrder
+    from recdistill_lightning.capture import LogitCapture, capture_after_training
+    from recdistill_lightning.data import DistillationDataModule, ReadOrder, read_labels
     from recdistill_lightning.modules import Optimisation, StudentModule, TeacherModule
+    from recdistill_lightning.trained import TrainedExamples
 
 _HOMES = {
     "DistillationDataModule": "data",
@@ -23,9 +24,22 @@ _HOMES = {
     "ReadOrder": "data",
     "StudentModule": "modules",
     "TeacherModule": "modules",
+    "TrainedExamples": "trained",
+    "capture_after_training": "capture",
+    "read_labels": "data",
 }
 
-__all__ = ["DistillationDataModule", "LogitCapture", "Optimisation", "ReadOrder", "StudentModule", "TeacherModule"]
+__all__ = [
+    "DistillationDataModule",
+    "LogitCapture",
+    "Optimisation",
+    "ReadOrder",
+    "StudentModule",
+    "TeacherModule",
+    "TrainedExamples",
+    "capture_after_training",
+    "read_labels",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,63 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from recdistill_core.batch import Batch
-from recdistill_core.errors import IntegrityError, LeakError, UsageError
+from recdistill_core.errors import LeakError, UsageError
 from recdistill_core.fingerprint import digest
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LabelWriter, LogitStore
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.modules import TeacherModule
+from recdistill_lightning.trained import TrainedExamples
 
-
-class TrainedExamples:
-    """Ids of the examples a teacher has been updated on; 8 bytes each, saved beside its weights."""
-
-    def __init__(self, ids: NDArray[np.int64] | None = None) -> None:
-        self._sorted = np.unique(ids) if ids is not None else np.empty(0, np.int64)
-        self._new: list[NDArray[np.int64]] = []
-
-    def add(self, ids: NDArray[np.int64]) -> None:
-        """Note that the teacher has been updated on ``ids [N]``."""
-        self._new.append(np.array(ids, dtype=np.int64))
-
-    def ids(self) -> NDArray[np.int64]:
-        """``[M]`` ascending."""
-        if self._new:
-            self._sorted = np.unique(np.concatenate([self._sorted, *self._new]))
-            self._new = []
-        return self._sorted
-
-    def known(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """``[N]`` True where the example has been trained on."""
-        have = self.ids()
-        place = np.minimum(np.searchsorted(have, ids), max(len(have) - 1, 0))
-        return have[place] == ids if len(have) else np.zeros(len(ids), np.bool_)
-
-    def save(self, path: Path) -> None:
-        """Write a ``.npy`` file."""
-        np.save(path, self.ids(), allow_pickle=False)
-
-    @classmethod
-    def load(cls, path: Path) -> TrainedExamples:
-        """Read a ``.npy`` file. Raises IntegrityError where it is absent or damaged."""
-        try:
-            return cls(np.load(path, allow_pickle=False))
-        except (OSError, ValueError) as error:
-            raise IntegrityError(
-                "the list of examples this teacher was trained on cannot be read",
-                where=str(path),
-                fix="train the teacher again: without the list no capture can be shown to be free of leaks",
-            ) from error
+__all__ = ["LogitCapture", "TrainedExamples", "capture_after_training"]
 
 
 class LogitCapture(L.Callback):
@@ -69,13 +29,15 @@ class LogitCapture(L.Callback):
 
     Args:
         store: where to write.
-        snapshot: id of the dataset, part of the version.
-        view: hash of the feature view.
-        seed: part of the version.
+        snapshot: id of the dataset, part of the version; None: that of the Trainer's data module.
+        view: hash of the feature view; None: that of the Trainer's data module.
+        seed: part of the version; None: that of the Trainer's data module.
         warmup_steps: logits of this many first steps are not captured; a cold teacher's labels are poor.
-        trained: examples the teacher has been updated on before this fit.
-        facts: further facts for the label version.
-        write: False only keeps the list of trained-on examples and writes no label.
+        trained: examples the teacher was updated on before its weights were restored; a :class:`TeacherModule`
+            remembers by itself what it was trained on since.
+        facts: further facts for the label version, JSON-able.
+        resume: where an earlier attempt with the same facts has committed this version already (and was interrupted
+            before its weights were safe), let those labels stand and write none; False refuses with a LeakError.
 
     Attributes:
         version: the teacher version, known once the fit has started.
@@ -86,24 +48,25 @@ class LogitCapture(L.Callback):
         self,
         store: LogitStore,
         *,
-        snapshot: str,
-        view: str,
-        seed: int = 0,
+        snapshot: str | None = None,
+        view: str | None = None,
+        seed: int | None = None,
         warmup_steps: int = 0,
         trained: TrainedExamples | None = None,
         facts: Mapping[str, Any] | None = None,
-        write: bool = True,
+        resume: bool = False,
     ) -> None:
         if warmup_steps < 0:
             raise UsageError(f"warmup_steps must be >= 0, got {warmup_steps}")
         self.store, self.snapshot, self.view, self.seed = store, snapshot, view, seed
-        self.warmup_steps = warmup_steps
-        self.trained = trained or TrainedExamples()
-        self._before = TrainedExamples(self.trained.ids())
-        self.facts, self.write = dict(facts or {}), write
+        self.warmup_steps, self.resume = warmup_steps, resume
+        self.facts = dict(facts or {})
         self.version = ""
         self.committed: LabelVersion | None = None
+        self._restored = trained or TrainedExamples()
+        self._before = TrainedExamples()
         self._writer: LabelWriter | None = None
+        self._updates = self._forwards = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Name the version after the teacher before its first update, the data and the seed."""
@@ -112,45 +75,52 @@ class LogitCapture(L.Callback):
                 f"LogitCapture needs a TeacherModule, got {type(pl_module).__name__}",
                 fix="wrap the teacher in recdistill_lightning.TeacherModule",
             )
+        _refuse_shuffling(trainer)
+        snapshot, view, seed = self._data_facts(trainer)
+        pl_module.trained.add(self._restored.ids())
+        self._before = TrainedExamples(pl_module.trained.ids())
         start = pl_module.teacher.fingerprint()
-        self.version = digest([start, self.snapshot, self.seed, self.warmup_steps]) + start[:16]
-        if not self.write:
-            return
-        facts = {"dataset": self.snapshot, "seed": self.seed, "teacher_at_start": start, **self.facts}
-        self._writer = self.store.writer(
-            self.version,
-            tasks=list(pl_module.objectives),
-            mode=CaptureMode.PREQUENTIAL,
-            view=self.view,
-            facts=facts,
-        )
+        self.version = digest([start, snapshot, seed, self.warmup_steps]) + start[:16]
+        facts = {"dataset": snapshot, "seed": seed, "teacher_at_start": start, **self.facts}
+        self.committed = _committed(self.store, self.version, CaptureMode.PREQUENTIAL, facts) if self.resume else None
+        if self.committed is None:
+            self._writer = self.store.writer(
+                self.version, tasks=list(pl_module.objectives), mode=CaptureMode.PREQUENTIAL, view=view, facts=facts
+            )
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Note how many updates and forward passes precede this batch."""
+        self._updates, self._forwards = trainer.global_step, _forwards(pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Keep the logits that this step's forward pass gave, and note that the examples are trained on now."""
+        """Keep the logits that this step's forward pass gave."""
+        if self._writer is None or self._updates < self.warmup_steps or not self._first_sight(trainer):
+            return
         ids = batch.example_id.cpu()
-        if self._writer is not None and self._first_sight(trainer):
-            seen = self._before.known(ids.numpy())
-            if seen.any():
-                raise LeakError(
-                    f"{int(seen.sum())} examples of this batch were trained on in an earlier fit",
-                    where=f"example {int(ids[torch.from_numpy(seen)][0])}, step {trainer.global_step}",
-                    fix="capture only examples that are new to the teacher",
-                )
-            logits = {task: logit.float().cpu() for task, logit in outputs["logits"].items()}
-            self._writer.append(ids, logits, step=trainer.global_step - 1, scored_at=time.time_ns() // 1_000_000)
-        self.trained.add(ids.numpy())
-
-    def _first_sight(self, trainer: L.Trainer) -> bool:
-        data = getattr(trainer, "datamodule", None)
-        epoch = trainer.current_epoch
-        first = data.phases.first_sight(epoch) if isinstance(data, DistillationDataModule) else epoch == 0
-        return first and trainer.global_step > self.warmup_steps
+        seen = self._before.known(ids.numpy())
+        if seen.any():
+            raise LeakError(
+                f"{int(seen.sum())} examples of this batch were trained on in an earlier fit",
+                where=f"example {int(ids[torch.from_numpy(seen)][0])}, step {self._updates}",
+                fix="capture only examples that are new to the teacher",
+            )
+        passes = _forwards(pl_module) - self._forwards
+        if passes != 1:
+            raise LeakError(
+                f"the optimizer ran {passes} forward passes over one batch; only the first precedes the update",
+                where=f"step {self._updates}",
+                fix="use an optimizer that needs one pass, such as Adam",
+            )
+        logits = {task: logit.float().cpu() for task, logit in outputs["logits"].items()}
+        self._writer.append(ids, logits, step=self._updates, scored_at=_now())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the labels visible."""
-        if self._writer is not None and not trainer.interrupted:
+        if self._writer is not None:
             self.committed = self._writer.commit()
             self._writer = None
 
@@ -160,32 +130,66 @@ class LogitCapture(L.Callback):
             self._writer.abort()
             self._writer = None
 
+    def _first_sight(self, trainer: L.Trainer) -> bool:
+        data = getattr(trainer, "datamodule", None)
+        epoch = trainer.current_epoch
+        return data.phases.first_sight(epoch) if isinstance(data, DistillationDataModule) else epoch == 0
+
+    def _data_facts(self, trainer: L.Trainer) -> tuple[str, str, int]:
+        """Snapshot, view and seed: as given, else those of the data module."""
+        snapshot, view, seed = self.snapshot, self.view, self.seed
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, DistillationDataModule):
+            snapshot = data.source.snapshot_id if snapshot is None else snapshot
+            view = data.source.schema.view_hash() if view is None else view
+            seed = data.seed if seed is None else seed
+        if snapshot is None or view is None:
+            raise UsageError(
+                "LogitCapture knows neither the dataset nor its feature view",
+                where="lightning.Trainer.fit",
+                fix="fit with datamodule=DistillationDataModule(...), or give snapshot and view",
+            )
+        return snapshot, view, seed or 0
+
 
 def capture_after_training(
     module: TeacherModule,
-    batches: Sequence[Batch] | Any,
+    batches: Iterable[Batch],
     store: LogitStore,
     *,
-    trained: TrainedExamples,
     view: str,
     facts: Mapping[str, Any],
+    trained: TrainedExamples | None = None,
     allow_leaky: bool = False,
+    resume: bool = False,
 ) -> LabelVersion:
     """Score examples with a trained teacher and store the logits.
 
     Examples that the teacher was trained on carry their own label into the logit, so they are refused, or, where
     ``allow_leaky``, the whole version is marked ``leaky``, as is every result that uses it.
 
+    Args:
+        module: the teacher. batches: what to score. store: where to write.
+        view: hash of the feature view. facts: for the label version, JSON-able.
+        trained: examples the teacher was updated on before its weights were restored, beside ``module.trained``.
+        allow_leaky: see above. resume: as in :class:`LogitCapture`.
+
     Raises:
         LeakError: for a trained-on example without ``allow_leaky``; nothing is written.
     """
     version = module.teacher.fingerprint()
     mode = CaptureMode.LEAKY if allow_leaky else CaptureMode.OUT_OF_FOLD
+    earlier = _committed(store, version, mode, facts) if resume else None
+    if earlier is not None:
+        return earlier
+    known = TrainedExamples(module.trained.ids())
+    if trained is not None:
+        known.add(trained.ids())
     writer = store.writer(version, tasks=list(module.objectives), mode=mode, view=view, facts=facts)
     try:
         for batch in batches:
             ids = batch.example_id.cpu()
-            seen = trained.known(ids.numpy())
+            seen = known.known(ids.numpy())
             if seen.any() and not allow_leaky:
                 raise LeakError(
                     f"{int(seen.sum())} of {len(seen)} examples of a batch were trained on by this teacher: scoring "
@@ -194,8 +198,35 @@ def capture_after_training(
                     fix="capture while training (prequential), or allow it explicitly; it is then marked leaky",
                 )
             logits = {task: logit.float().cpu() for task, logit in module.teacher.score(batch).logits.items()}
-            writer.append(ids, logits, step=-1, scored_at=time.time_ns() // 1_000_000)
+            writer.append(ids, logits, step=-1, scored_at=_now())
         return writer.commit()
     except BaseException:
         writer.abort()
         raise
+
+
+def _committed(store: LogitStore, version: str, mode: CaptureMode, facts: Mapping[str, Any]) -> LabelVersion | None:
+    """The committed version of this name, if mode and facts are the same."""
+    plain = json.loads(json.dumps(dict(facts)))
+    found = (entry for entry in store.versions() if entry.version == version and entry.mode == mode)
+    return next((entry for entry in found if dict(entry.facts) == plain), None)
+
+
+def _refuse_shuffling(trainer: L.Trainer) -> None:
+    """A later row's history holds the label of the rows before it, so a user's rows must be read in time order."""
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, DistillationDataModule) and data.order.within == "shuffle" and data.order.window_hours > 0:
+        raise LeakError(
+            "in a shuffled window the teacher could be trained on a later row of a user, whose history holds the label "
+            "of a row that is captured only then",
+            where="ReadOrder(within='shuffle')",
+            fix="read the teacher's rows with within='user' or 'time'",
+        )
+
+
+def _forwards(module: L.LightningModule) -> int:
+    return module.forwards if isinstance(module, TeacherModule) else 0
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -142,9 +142,12 @@ class DistillationDataModule(L.LightningDataModule):
     @property
     def total_steps(self) -> int:
         """Training batches of the whole schedule."""
-        return sum(
-            1 for start, stop in self.phases.passes() for _ in row_batches(self.source, start, stop, self.order, 0)
-        )
+        return self.updates(1)
+
+    def updates(self, accumulate: int) -> int:
+        """Optimizer steps of the whole schedule, ``accumulate`` batches to a step; an epoch's rest is a step."""
+        passes = [row_batches(self.source, start, stop, self.order, 0) for start, stop in self.phases.passes()]
+        return sum(-(-sum(1 for _ in batches) // accumulate) for batches in passes)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training rows in the read order."""

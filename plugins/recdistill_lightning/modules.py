@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from recdistill_core.batch import Batch, Scores
+from recdistill_core.errors import UsageError
 from recdistill_core.interfaces import HistoryWindow, ServingModule, Student, TrainableTeacher
 from recdistill_core.objective import Objective
 from recdistill_lightning.data import DistillationDataModule
+from recdistill_lightning.trained import TrainedExamples
+
+TRAINED_ON = "recdistill_trained_on"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class _Module(L.LightningModule):
         self, objectives: Mapping[str, Objective], optimisation: Optimisation | None, metrics: Mapping[str, Metric]
     ) -> None:
         super().__init__()
+        if not objectives:
+            raise UsageError("the module has no task", fix="give objectives={task: Objective(task)}, or tasks")
         self.objectives = nn.ModuleDict(objectives)
         self.optimisation = optimisation or Optimisation()
         self.task = next(iter(objectives))
@@ -89,9 +95,9 @@ class _Module(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam as :class:`Optimisation` says; override it for anything else."""
         data = getattr(self.trainer, "datamodule", None)
-        steps = (
-            data.total_steps if isinstance(data, DistillationDataModule) else self.trainer.estimated_stepping_batches
-        )
+        if isinstance(data, DistillationDataModule):
+            return self.optimisation.configure(self, data.updates(self.trainer.accumulate_grad_batches))
+        steps = self.trainer.estimated_stepping_batches if self.optimisation.decay else 1
         return self.optimisation.configure(self, max(1, int(steps)))
 
     def _log_terms(self, task: str, terms: Mapping[str, Tensor], count: int) -> None:
@@ -108,6 +114,10 @@ class TeacherModule(_Module):
         optimisation: optimiser settings.
         tasks: used where ``objectives`` is None.
         metrics: ``{name: torchmetrics.Metric}`` for validation, fed ``(logit, label, user_id)``.
+
+    Attributes:
+        trained: the examples this teacher has been trained on, in every fit; part of Lightning's checkpoints.
+        forwards: training forward passes so far.
     """
 
     def __init__(
@@ -121,6 +131,8 @@ class TeacherModule(_Module):
     ) -> None:
         super().__init__(objectives or {task: Objective(task) for task in tasks}, optimisation, metrics or {})
         self.teacher = teacher
+        self.trained = TrainedExamples()
+        self.forwards = 0
 
     @property
     def history(self) -> HistoryWindow | None:
@@ -133,6 +145,8 @@ class TeacherModule(_Module):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The loss, and under ``logits`` the raw logits of this very forward pass, which precede the update."""
+        self.forwards += 1
+        self.trained.add(batch.example_id.cpu().numpy())
         scores: Scores = self.teacher.training_scores(batch)
         losses = []
         for task in self.objectives:
@@ -142,6 +156,15 @@ class TeacherModule(_Module):
             losses.append(objective.reduce(terms))
         logits = {task: scores.logits[task].detach() for task in self.objectives}
         return {"loss": torch.stack(losses).sum(), "logits": logits}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained on beside the weights."""
+        checkpoint[TRAINED_ON] = torch.from_numpy(self.trained.ids())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Learn what the restored weights were trained on."""
+        if TRAINED_ON in checkpoint:
+            self.trained.add(checkpoint[TRAINED_ON].numpy())
 
 
 class StudentModule(_Module):

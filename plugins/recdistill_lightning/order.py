@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,8 +34,8 @@ class ReadOrder:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
-        if not self.window_hours >= 0:
-            raise ValueError(f"window_hours must be >= 0, got {self.window_hours}")
+        if not 0 <= self.window_hours < math.inf:
+            raise ValueError(f"window_hours must be >= 0 and finite, got {self.window_hours}")
         if self.within not in WITHIN:
             raise ValueError(f"within must be one of {', '.join(WITHIN)}, got {self.within!r}")
 
@@ -46,7 +47,7 @@ def windows(event_time: NDArray[np.int64], start: int, stop: int, hours: float) 
         return
     first = start
     while first < stop:
-        span = int(hours * 3_600_000)
+        span = max(1, int(hours * 3_600_000))
         bound = (int(event_time[first]) // span + 1) * span
         last = min(stop, first + int(np.searchsorted(event_time[first:stop], bound, side="left")))
         yield first, last

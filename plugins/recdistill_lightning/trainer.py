@@ -27,7 +27,8 @@ class LightningTrainer:
         """See :meth:`recdistill_core.interfaces.Trainer.fit`.
 
         Raises:
-            RecdistillError: if training was interrupted by a signal, which Lightning itself passes over in silence.
+            RecdistillError: if training was interrupted by a signal; Lightning alone would end the process, with
+                exit code 0 after SIGTERM.
         """
         out.mkdir(parents=True, exist_ok=True)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -56,6 +57,12 @@ class LightningTrainer:
                 limit_val_batches=0,
                 use_distributed_sampler=False,
             )
-            trainer.fit(module, datamodule=data)
-        if trainer.interrupted:
-            raise RecdistillError(f"{title} was interrupted", fix="run the same command again; finished steps are kept")
+            stopped: SystemExit | None = None
+            try:
+                trainer.fit(module, datamodule=data)
+            except SystemExit as stop:  # Lightning's answer to SIGINT and SIGTERM; for SIGTERM it says 0
+                stopped = stop
+        if stopped is not None or trainer.received_sigterm:
+            raise RecdistillError(
+                f"{title} was interrupted", fix="run the same command again; finished steps are kept"
+            ) from stopped

@@ -56,10 +56,11 @@ def _plan(config: Path, overrides: list[str] | None) -> Plan:
 
 
 def _finish(results: dict[str, Any], out: Path, json: bool) -> None:
-    from recdistill_pipeline.report import console_table
+    from recdistill_pipeline.report import console_tables
 
     def render(console: Console) -> None:
-        console.print(console_table(results))
+        for table in console_tables(results):
+            console.print(table)
         if results["capture"] == "leaky":
             console.print("leaky labels: these numbers show the damage; they are no result", style="red")
         console.print(f"run directory: {out}", highlight=False, soft_wrap=True)

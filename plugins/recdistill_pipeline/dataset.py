@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from recdistill_core.component import BuildContext
 from recdistill_core.config import Resolved
 from recdistill_core.errors import DataError, UsageError
@@ -64,6 +66,18 @@ def make_split(source: SampleSource, config: SplitConfig) -> Split:
                 fix="move the bounds inside the log's time range",
             )
     return split
+
+
+def require_both_classes(source: SampleSource, rows: tuple[int, int], task: str) -> None:
+    """Raise DataError unless the observed labels of ``rows`` hold both classes; found before step 0, not after it."""
+    label = source.column(f"label_{task}")[rows[0] : rows[1]]
+    found = np.unique(label[~np.isnan(label)])
+    if len(found) < 2:
+        raise DataError(
+            f"the test rows hold {'only one class of' if len(found) else 'no'} labels of task {task!r}",
+            where=f"rows {rows[0]} to {rows[1]}",
+            fix="move split.test_from so that the test rows hold both classes",
+        )
 
 
 def _row(source: SampleSource, bound: str, name: str, default: int) -> int:

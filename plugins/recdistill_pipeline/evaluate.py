@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from recdistill_core.batch import Batch
 from recdistill_core.component import BuildContext
-from recdistill_core.errors import DataError
 from recdistill_core.interfaces import SampleSource
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.models import build_student, build_teacher
@@ -54,12 +53,6 @@ def predict(
     seen = ~np.isnan(label)
     label = label[seen]
     user = np.unique(source.column("user_id")[split.test[0] : split.test[1]][seen], return_inverse=True)[1]
-    if len(label) == 0 or label.min() == label.max():
-        raise DataError(
-            f"the test rows hold {'no' if len(label) == 0 else 'only one class of'} labels of task {task!r}",
-            where=f"rows {split.test[0]} to {split.test[1]}",
-            fix="move split.test_from so that the test rows hold both classes",
-        )
     logits: dict[str, list[Floats]] = {}
     costs: dict[str, Mapping[str, float]] = {}
     batch_size = plan.config.evaluation.batch_size

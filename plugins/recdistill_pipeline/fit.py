@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recdistill_core.component import BuildContext
+from recdistill_core.fingerprint import digest
 from recdistill_core.interfaces import LabelVersion, LogitStore, SampleSource
 from recdistill_lightning.capture import LogitCapture, capture_after_training
 from recdistill_lightning.data import DistillationDataModule, read_labels
@@ -33,20 +34,15 @@ def fit_teacher(
         seed=seed,
     )
     fit_debiasers(module, data)
-    capture = LogitCapture(
-        store,
-        snapshot=source.snapshot_id,
-        view=source.schema.view_hash(),
-        seed=seed,
-        warmup_steps=plan.config.capture.warmup_steps,
-        facts={"teacher": plan.teacher.plain()},
-        write=plan.config.capture.mode == "prequential",
-    )
+    # resume: a crash may fall between the commit of the labels and that of the step
+    facts = {"teacher": plan.teacher.plain(), "run": digest(plan.resolved())}
+    capture = LogitCapture(store, warmup_steps=plan.config.capture.warmup_steps, facts=facts, resume=True)
+    callbacks = [capture] if plan.config.capture.mode == "prequential" else []
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
-    trainer.fit(module, data, epochs=data.epochs, callbacks=[capture], out=out / "log", title=f"teacher, seed {seed}")
+    trainer.fit(module, data, epochs=data.epochs, callbacks=callbacks, out=out / "log", title=f"teacher, seed {seed}")
     save_weights(module.state_dict(), out / "model.safetensors")
-    capture.trained.save(out / "trained_on.npy")
-    version = capture.committed or _capture_leaky(plan, module, data, store, capture, source)
+    module.trained.save(out / "trained_on.npy")
+    version = capture.committed or _capture_leaky(plan, module, data, store, facts)
     return {
         "kind": "teacher",
         "seed": seed,
@@ -58,22 +54,17 @@ def fit_teacher(
 
 
 def _capture_leaky(
-    plan: Plan,
-    module: TeacherModule,
-    data: DistillationDataModule,
-    store: LogitStore,
-    capture: LogitCapture,
-    source: SampleSource,
+    plan: Plan, module: TeacherModule, data: DistillationDataModule, store: LogitStore, facts: Mapping[str, Any]
 ) -> LabelVersion:
     """The mode that only shows the damage: score the rows the teacher has just been trained on."""
     return capture_after_training(
         module,
         data.training_batches(),
         store,
-        trained=capture.trained,
-        view=source.schema.view_hash(),
-        facts={"dataset": source.snapshot_id, "seed": capture.seed},
+        view=data.source.schema.view_hash(),
+        facts={"dataset": data.source.snapshot_id, "seed": data.seed, **facts},
         allow_leaky=plan.config.capture.allow_leaky,
+        resume=True,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 Row = tuple[str, ...]
@@ -15,35 +16,54 @@ def metric_names(results: Mapping[str, Any]) -> list[str]:
     return list(results["eta"])
 
 
-def result_rows(results: Mapping[str, Any]) -> tuple[Row, list[Row]]:
-    """Header and rows: each model's metrics, each student's eta and gains."""
+def model_rows(results: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+    """Header and rows: every model's metrics, averaged over seeds."""
     names = metric_names(results)
-    header = ("model", *(name.upper() for name in names))
-    rows: list[Row] = []
+    models: list[tuple[str, Mapping[str, Any]]] = []
     if "oracle" in results:
-        rows.append(("true probabilities", *(_plain(results["oracle"][name]) for name in names)))
-    rows.append(("teacher", *(_plain(results["teacher"][name]) for name in names)))
+        models.append(("true probabilities", results["oracle"]))
+    models.append(("teacher", results["teacher"]))
     for label, student in results["students"].items():
-        rows.append((f"{label} raw", *(_plain(student["raw"][name]) for name in names)))
-        rows.append((f"{label} distilled", *(_plain(student["distilled"][name]) for name in names)))
-        rows.append((f"{label}: teacher gain", *(_interval(student["gain"][n]["teacher"], "+.4f") for n in names)))
-        rows.append((f"{label}: distilled gain", *(_interval(student["gain"][n]["distilled"], "+.4f") for n in names)))
-        rows.append((f"{label}: eta", *(_eta(student["eta"][name]) for name in names)))
-    return header, rows
+        models += [(f"{label}, raw", student["raw"]), (f"{label}, distilled", student["distilled"])]
+    rows = [(model, *(_plain(values[name]) for name in names)) for model, values in models]
+    return ("model", *(name.upper() for name in names)), rows
 
 
-def console_table(results: Mapping[str, Any]) -> Table:
-    """The result table for a terminal."""
-    header, rows = result_rows(results)
-    table = Table(*header, title=f"{results['name']}: task {results['task']}, {results['seeds']} seeds")
+def eta_rows(results: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+    """Header and rows: gains over the raw student and eta, with intervals, per student and metric."""
+    rows: list[Row] = [
+        (
+            f"{label}, {name.upper()}",
+            _interval(student["gain"][name]["teacher"], "+.4f"),
+            _interval(student["gain"][name]["distilled"], "+.4f"),
+            _eta(student["eta"][name]),
+        )
+        for label, student in results["students"].items()
+        for name in metric_names(results)
+    ]
+    return ("student", "teacher's gain", "distilled gain", "eta"), rows
+
+
+def console_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The result tables for a terminal."""
+    header, rows = model_rows(results)
+    models = Table(*header, title=f"{results['name']}: task {results['task']}, {results['seeds']} seeds", box=SIMPLE)
     for row in rows:
-        table.add_row(*row, style="bold" if row[0].endswith(": eta") else None)
-    return table
+        models.add_row(*row)
+    header, rows = eta_rows(results)
+    etas = Table(*header, title=f"gains over the raw student, {results['confidence']:.0%} intervals", box=SIMPLE)
+    for row in rows:
+        etas.add_row(*row)
+    return [models, etas]
+
+
+def _markdown(header: Row, rows: list[Row]) -> list[str]:
+    lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
+    return [lines[0], "|---" * len(header) + "|", *lines[1:]]
 
 
 def summary(results: Mapping[str, Any]) -> str:
     """The run as a Markdown page."""
-    header, rows = result_rows(results)
     lines = [f"# {results['name']}", ""]
     if results["capture"] == "leaky":
         lines += [
@@ -57,9 +77,9 @@ def summary(results: Mapping[str, Any]) -> str:
         f"(students: {data['student_rows']:,}), tested on {data['test_rows']:,} later rows of {data['test_users']:,} "
         f"users. Intervals: {results['confidence']:.0%}, paired bootstrap over users and seeds.",
         "",
-        "| " + " | ".join(header) + " |",
-        "|---" * len(header) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *_markdown(*model_rows(results)),
+        "",
+        *_markdown(*eta_rows(results)),
         "",
         "AUC, GAUC: more is better; NE: less is better; gains are signed so that more is better. "
         "eta = (distilled - raw) / (teacher - raw).",

@@ -15,7 +15,7 @@ from recdistill_core.errors import UsageError
 from recdistill_core.interfaces import LogitStore, SampleSource
 from recdistill_core.registry import Registry
 from recdistill_core.wiring import check
-from recdistill_pipeline.dataset import Progress, Split, import_dataset, make_split, open_dataset
+from recdistill_pipeline.dataset import Progress, Split, import_dataset, make_split, open_dataset, require_both_classes
 from recdistill_pipeline.evaluate import measure, predict
 from recdistill_pipeline.fit import fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
@@ -57,7 +57,9 @@ class Run:
         for task in self.plan.config.all_tasks():
             source.schema.require_task(task)
         check(self.plan.components(), source.schema, dataset=str(path), also={"teacher"})
-        return source, make_split(source, self.plan.config.split)
+        split = make_split(source, self.plan.config.split)
+        require_both_classes(source, split.test, self.plan.config.task)
+        return source, split
 
     def teachers(self) -> None:
         """Train a teacher per seed; their labels land in the store."""
@@ -92,6 +94,15 @@ class Run:
     def evaluate(self) -> dict[str, Any]:
         """Score, measure and report; writes metrics.json, manifest.json, summary.md and plots."""
         source, split = self.dataset()
+        kinds = [f"{label}-{kind}" for label in self.plan.students for kind in ("raw", "distilled")]
+        steps = [f"seed-{seed}/{name}" for seed in self.plan.config.seeds for name in ("teacher", *kinds)]
+        missing = [step for step in steps if not self.directory.done(step)]
+        if missing:
+            raise UsageError(
+                f"{len(missing)} of {len(steps)} models are not trained yet, the first one is {missing[0]}",
+                where=str(self.directory.path),
+                fix="run 'teacher fit' and 'student fit' first, or 'run'",
+            )
         found = predict(self.plan, self.directory, source, split, self.say)
         results = {**self._about(source, split, found), **measure(self.plan, found, self.say)}
         out = self.directory.path

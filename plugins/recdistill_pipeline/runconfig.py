@@ -72,6 +72,21 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class TeacherTrainingConfig(TrainingConfig):
+    """As :class:`TrainingConfig`, but read by user: in a shuffled window labels would leak through histories."""
+
+    within: str = "user"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.within == "shuffle" and self.window_hours > 0:
+            raise ValueError(
+                "within must be user or time for a teacher: in a shuffled window it could be trained on a later row of "
+                "a user, whose history holds the label of a row that is captured only then"
+            )
+
+
+@dataclass(frozen=True)
 class CaptureConfig:
     """How teacher logits become labels.
 
@@ -146,7 +161,7 @@ class RunConfig:
     loss: dict[str, Any] = field(default_factory=lambda: {"name": "soft_ce"})
     teacher_debiasers: list[Any] = field(default_factory=list)
     student_debiasers: list[Any] = field(default_factory=list)
-    teacher_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(within="user"))
+    teacher_training: TeacherTrainingConfig = field(default_factory=TeacherTrainingConfig)
     student_training: TrainingConfig = field(default_factory=TrainingConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

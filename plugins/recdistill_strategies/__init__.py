@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,13 @@ from recdistill_core import BuildContext, Component, hookimpl
 
 @dataclass(frozen=True)
 class AlphaConfig:
-    """``alpha``: weight of the distillation loss beside the task loss, >= 0; not tied to ``1 - alpha``."""
+    """``alpha``: weight of the distillation loss beside the task loss, finite and >= 0; not tied to ``1 - alpha``."""
 
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.alpha >= 0:
-            raise ValueError(f"alpha must be >= 0, got {self.alpha}")
+        if not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha must be finite and >= 0, got {self.alpha}")
 
 
 def build_rec_distill(config: AlphaConfig, context: BuildContext) -> Any:

@@ -29,6 +29,8 @@ class HSTUConfig:
         time_bias: add ``w_time[bucket(seconds between the two)]`` to the attention scores.
         added_action: add an embedding of the action code to each event token; a candidate never has one.
         context_width: width of one categorical feature's embedding in the head, >= 1.
+        leave_out: names of categorical features that the head does not read, such as a user id: what its history
+            says of a user generalises where an id's own weights over-fit.
         hidden: widths of the head's hidden layers, each >= 1.
         cross_layers: cross layers (DCN-v2) in the head, >= 0.
         cross_rank: rank of a cross layer's matrix, >= 0; 0 takes a full matrix.
@@ -48,6 +50,7 @@ class HSTUConfig:
     time_bias: bool = True
     added_action: bool = True
     context_width: int = 16
+    leave_out: tuple[str, ...] = ()
     hidden: tuple[int, ...] = (256, 128)
     cross_layers: int = 2
     cross_rank: int = 64

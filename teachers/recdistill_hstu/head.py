@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from recdistill_core.errors import ConfigError, Problem, suggest
 from recdistill_core.features import FeatureEmbedding
 from recdistill_core.schema import Schema
 from recdistill_hstu.config import HSTUConfig
@@ -41,12 +42,15 @@ class ScoringHead(nn.Module):
         config: sizes.
         schema: the dataset's schema.
         tasks: names of the tasks, in order.
+
+    Raises:
+        ConfigError: if ``config.leave_out`` names a feature that the dataset does not have.
     """
 
     def __init__(self, config: HSTUConfig, schema: Schema, tasks: Sequence[str]) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
-        self.features = FeatureEmbedding(schema, config.context_width)
+        self.features = FeatureEmbedding(schema, config.context_width, _read(schema, config.leave_out))
         width = self.features.out_width + len(schema.numeric) + 2 * config.width
         self.cross = nn.ModuleList([CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers)])
         sizes = [width + config.width, *config.hidden]
@@ -73,6 +77,20 @@ class ScoringHead(nn.Module):
         deep = self.deep(torch.cat([first, token * state], dim=1))
         logits = self.logits(torch.cat([crossed, deep], dim=1))
         return dict(zip(self.tasks, logits.unbind(1), strict=True))
+
+
+def _read(schema: Schema, leave_out: Sequence[str]) -> list[str]:
+    names = [feature.name for feature in schema.categorical]
+    unknown = [
+        Problem(
+            "teacher.leave_out", f"unknown feature {name!r}{suggest(name, names)}; the dataset has {', '.join(names)}"
+        )
+        for name in leave_out
+        if name not in names
+    ]
+    if unknown:
+        raise ConfigError(unknown)
+    return [name for name in names if name not in leave_out]
 
 
 def _xavier(module: nn.Module) -> None:

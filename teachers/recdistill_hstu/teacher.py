@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,6 @@ class HSTUTeacher(TrainableTeacher):
         self.tokens = TokenEmbedding(schema, config.width, added_action=config.added_action)
         self.layers = nn.ModuleList([HSTULayer(config) for _ in range(config.layers)])
         self.head = ScoringHead(config, schema, tasks)
-        self._announced: str | None = None
 
     def training_scores(self, batch: Batch) -> Scores:
         """Logits ``{task: [N]}`` with gradient, in the current mode.
@@ -97,7 +97,12 @@ class HSTUTeacher(TrainableTeacher):
     def _backend(self, *, announce: bool = False) -> str:
         weight = self.tokens.table.weight
         chosen = choose_backend(self.config, weight.device, weight.dtype)
-        if announce and chosen != self._announced:
-            logger.info("hstu computes %s attention with the %s backend", self.config.attention, chosen)
-            self._announced = chosen
+        if announce:
+            _announce(self.config.attention, chosen)
         return chosen
+
+
+@functools.cache
+def _announce(attention: str, backend: str) -> None:
+    """Say once in a process which backend was chosen."""
+    logger.info("hstu computes %s attention with the %s backend", attention, backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -79,6 +80,23 @@ def test_wheel_holds_the_packages_and_nothing_else(built: Path) -> None:
     assert sorted(names) == sorted(on_disk)
 
 
+def test_wheel_holds_the_files_that_are_not_python(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    typed = {f"{package}/py.typed" for package in ("recdistill_core", *ENTRY_POINTS.values())}
+    assert {"recdistill_pipeline/demo.yaml", *typed} - names == set()
+
+
+def test_constraints_pin_every_direct_dependency() -> None:
+    asked = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["test"]]
+    names = {re.split(r"[<>=; \[]", line)[0].lower() for line in asked}
+    pinned = {
+        line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
+    assert names - pinned == set()
+
+
 def test_sdist_holds_what_it_takes_to_test(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
@@ -89,9 +107,17 @@ def test_sdist_holds_what_it_takes_to_test(built: Path) -> None:
         "LICENSE",
         "Makefile",
         "constraints.txt",
+        "CONTRIBUTING.md",
+        "changelog.d/README.md",
+        ".ci/run",
+        ".github/workflows/ci.yml",
+        ".pre-commit-config.yaml",
+        "benchmarks/README.md",
+        "docs/README.md",
+        "examples/coat_to_csv.py",
         "tests/packaging/test_packaging.py",
     }
-    assert wanted <= names
+    assert wanted - names == set()
 
 
 def test_wheel_works_in_a_clean_environment(built: Path, tmp_path: Path) -> None:

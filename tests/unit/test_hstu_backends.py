@@ -12,6 +12,7 @@ from hstu_cases import make_batch, make_teacher, small_config
 from torch import Tensor
 
 from recdistill_core.errors import ConfigError, UsageError
+from recdistill_hstu import teacher as teacher_module
 from recdistill_hstu import xformers_backend
 from recdistill_hstu.attention import choose_backend, prepare
 from recdistill_hstu.bias import Bias
@@ -122,11 +123,12 @@ def test_first_call_on_the_wrong_tensors_lists_every_reason(monkeypatch: pytest.
 
 
 def test_choice_is_logged_once_and_described(caplog: pytest.LogCaptureFixture) -> None:
+    teacher_module._announce.cache_clear()
     teacher = make_teacher(small_config(attention="softmax"))
     batch = make_batch([3], [(0, 3)])
     with caplog.at_level(logging.INFO, logger="recdistill_hstu"):
         teacher.score(batch)
-        teacher.score(batch)
+        make_teacher(small_config(attention="softmax")).score(batch)
     assert [record.getMessage() for record in caplog.records] == [
         "hstu computes softmax attention with the chunked backend"
     ]

@@ -229,3 +229,15 @@ def test_training_learns_from_the_history_and_repeats_under_a_seed(attention: st
         return loss.detach()
 
     assert torch.equal(train(), train())
+
+
+def test_left_out_feature_moves_no_logit_and_an_unknown_one_is_refused(batch: Batch) -> None:
+    column = [feature.name for feature in SCHEMA.categorical].index("user_segment")
+    other = replace(batch, categorical=batch.categorical.clone())
+    other.categorical[:, column] = (other.categorical[:, column] + 1) % 2
+    for leave_out, same in (((), False), (("user_segment",), True)):
+        teacher = make_teacher(small_config(leave_out=leave_out))
+        task = teacher.head.tasks[0]
+        assert torch.equal(teacher.score(batch).logits[task], teacher.score(other).logits[task]) is same
+    with pytest.raises(ConfigError, match=re.escape("unknown feature 'user_segmen' (did you mean 'user_segment'?)")):
+        make_teacher(small_config(leave_out=("user_segmen",)))

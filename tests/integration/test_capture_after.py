@@ -1,0 +1,157 @@
+"""What a teacher was trained on, and capture after training: refused, out of fold, or marked as leaky."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pipeline_cases import data_module, fit, teacher_module
+
+from recdistill_core.errors import IntegrityError, LeakError
+from recdistill_core.interfaces import CaptureMode
+from recdistill_lightning import LogitCapture, TeacherModule, TrainedExamples, capture_after_training
+from recdistill_parquet.dataset import ParquetSource
+from recdistill_parquet.labels import ParquetLogitStore
+
+
+@pytest.fixture(scope="module")
+def fitted(feed: ParquetSource) -> TeacherModule:
+    """A teacher trained on rows 0 to 999; read-only."""
+    module = teacher_module(feed)
+    fit(module, data_module(feed, module, rows=1000))
+    return module
+
+
+def batches(source: ParquetSource, module: TeacherModule, *ranges: tuple[int, int]) -> list[object]:
+    return [source.batch(np.arange(*part), module.history) for part in ranges]
+
+
+def test_the_module_remembers_what_it_was_trained_on(feed: ParquetSource, fitted: TeacherModule) -> None:
+    np.testing.assert_array_equal(fitted.trained.ids(), np.arange(1000))
+    assert fitted.trained.known(np.array([0, 999, 1000, -5])).tolist() == [True, True, False, False]
+    assert not TrainedExamples().known(np.array([3])).any()
+
+
+def test_examples_of_an_earlier_fit_are_refused(feed: ParquetSource, fitted: TeacherModule, tmp_path: Path) -> None:
+    module, store = copy.deepcopy(fitted), ParquetLogitStore(tmp_path)
+    with pytest.raises(LeakError, match="were trained on in an earlier fit"):
+        fit(module, data_module(feed, module, rows=1200), LogitCapture(store))
+    assert store.versions() == ()
+
+
+def test_one_callback_in_two_fits_still_refuses(feed: ParquetSource, tmp_path: Path) -> None:
+    module, callback = teacher_module(feed), LogitCapture(ParquetLogitStore(tmp_path))
+    fit(module, data_module(feed, module, rows=300), callback)
+    with pytest.raises(LeakError, match="were trained on in an earlier fit"):
+        fit(module, data_module(feed, module, rows=300), callback)
+
+
+def test_restored_weights_bring_their_list(feed: ParquetSource, fitted: TeacherModule, tmp_path: Path) -> None:
+    fitted.trained.save(tmp_path / "trained_on.npy")
+    module = teacher_module(feed)
+    module.load_state_dict(fitted.state_dict())
+    callback = LogitCapture(
+        ParquetLogitStore(tmp_path / "store"), trained=TrainedExamples.load(tmp_path / "trained_on.npy")
+    )
+    with pytest.raises(LeakError, match="were trained on in an earlier fit"):
+        fit(module, data_module(feed, module), callback)
+
+
+def test_lightning_checkpoints_carry_the_list(feed: ParquetSource, tmp_path: Path) -> None:
+    module = teacher_module(feed)
+    trainer = fit(module, data_module(feed, module, rows=500))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    again = teacher_module(feed)
+    again.on_load_checkpoint(checkpoint)
+    np.testing.assert_array_equal(again.trained.ids(), np.arange(500))
+    again.on_load_checkpoint({})  # of somebody else's making
+
+
+def test_new_examples_are_stored_out_of_fold(feed: ParquetSource, fitted: TeacherModule, tmp_path: Path) -> None:
+    store, parts = ParquetLogitStore(tmp_path), batches(feed, fitted, (1000, 1100), (1100, 1200))
+    version = capture_after_training(fitted, parts, store, view="v", facts={"dataset": "d"})  # type: ignore[arg-type]  # batches, as object
+    assert (version.mode, version.count, version.tasks) == (CaptureMode.OUT_OF_FOLD, 200, ("click",))
+    assert version.version == fitted.teacher.fingerprint()
+    signal = store.read(version.version, np.arange(1000, 1200))
+    wanted = fitted.teacher.score(feed.batch(np.arange(1000, 1100), fitted.history)).logits["click"]
+    assert bool(signal.valid["click"].all())
+    assert torch.equal(signal.logits["click"][:100], wanted)
+
+
+def test_trained_on_examples_are_refused_and_leave_nothing(
+    feed: ParquetSource, fitted: TeacherModule, tmp_path: Path
+) -> None:
+    store = ParquetLogitStore(tmp_path, segment_rows=10)
+    parts = batches(feed, fitted, (1000, 1100), (990, 1000))
+    with pytest.raises(LeakError, match="would put their labels into the logits"):
+        capture_after_training(fitted, parts, store, view="v", facts={})  # type: ignore[arg-type]  # batches, as object
+    with pytest.raises(LeakError, match="1 of 100 examples"):
+        capture_after_training(
+            fitted,
+            parts[:1],  # type: ignore[arg-type]  # batches, as object
+            store,
+            trained=TrainedExamples(np.array([1042])),
+            view="v",
+            facts={},
+        )
+    assert store.versions() == ()
+    assert list((tmp_path / "segments").iterdir()) == []
+
+
+def test_leaky_capture_is_marked(feed: ParquetSource, fitted: TeacherModule, tmp_path: Path) -> None:
+    store, parts = ParquetLogitStore(tmp_path), batches(feed, fitted, (0, 100))
+
+    def leak(**settings: bool) -> object:
+        return capture_after_training(fitted, parts, store, view="v", facts={}, allow_leaky=True, **settings)  # type: ignore[arg-type]  # batches, as object
+
+    version = leak()
+    assert [entry.mode for entry in store.versions()] == [CaptureMode.LEAKY]
+    assert leak(resume=True) == version
+    with pytest.raises(LeakError, match="already has a label"):
+        leak()
+    with pytest.raises(LeakError):  # a leaky version never takes honest labels in
+        capture_after_training(fitted, batches(feed, fitted, (1000, 1100)), store, view="v", facts={})  # type: ignore[arg-type]  # batches, as object
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def _floats(path: Path) -> None:
+    np.save(path, np.zeros(3))
+
+
+def _archive(path: Path) -> None:
+    with path.open("wb") as stream:
+        np.savez(stream, ids=np.arange(3))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        _truncate,
+        _floats,
+        _archive,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\x80pickle"),
+    ],
+    ids=["absent", "truncated", "floats", "archive", "empty", "pickle"],
+)
+def test_a_damaged_list_is_refused(damage: Callable[[Path], object], tmp_path: Path) -> None:
+    path, ids = tmp_path / "trained_on.npy", np.array([5, 1, 5, 2**62, -1])
+    trained = TrainedExamples()
+    trained.add(ids[:2])
+    trained.add(ids[2:])
+    trained.save(path)
+    np.testing.assert_array_equal(TrainedExamples.load(path).ids(), [-1, 1, 5, 2**62])
+    damage(path)
+    with pytest.raises(IntegrityError, match="cannot be read") as error:
+        TrainedExamples.load(path)
+    assert str(path) in str(error.value)
+    assert "train the teacher again" in str(error.value)
