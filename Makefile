@@ -57,5 +57,5 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) hatchling -e '.[test]'
+	$(PIP) -e '.[test]'
 	@touch $@

@@ -26,6 +26,7 @@ def machine() -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in LIBRARIES},
         "device": f"CPU, {platform.machine()}",
         "cores": os.cpu_count(),
+        "load average": round(os.getloadavg()[0], 1),
         "torch threads": torch.get_num_threads(),
         "system": platform.system(),
     }

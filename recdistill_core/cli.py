@@ -22,6 +22,7 @@ from recdistill_core.errors import PluginError, RecdistillError, UsageError, sug
 from recdistill_core.hookspecs import HOOKS
 from recdistill_core.registry import PluginRecord, Registered, Registry, installed
 
+NOTES = "recdistill notes"
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 
 
@@ -213,10 +214,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _show_notes() -> None:
     """Print what recdistill and its plugins log (a chosen backend, a doubtful propensity) to stderr."""
+    root = logging.getLogger()
+    if any(handler.get_name() == NOTES for handler in root.handlers):
+        return
     handler = logging.StreamHandler()
+    handler.set_name(NOTES)
     handler.addFilter(lambda record: record.name.startswith("recdistill"))
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
 
 
 def _report(error: RecdistillError, as_json: bool) -> None:

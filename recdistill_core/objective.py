@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recdistill_core.batch import Batch, TeacherSignal
+from recdistill_core.errors import DataError
 from recdistill_core.interfaces import Debiaser, DistillationLoss, HeadStrategy
 
 
@@ -87,6 +88,12 @@ class _Parts:
 
     def soft(self, logit: Tensor) -> Tensor:
         signal = self.batch.teacher or _absent(logit, self.task)
+        if self.task not in signal.logits:
+            raise DataError(
+                f"the teacher's labels lack task {self.task!r}",
+                where=f"teacher version {signal.version}, tasks {', '.join(signal.logits)}",
+                fix="train the teacher on that task too, or leave the task out of the student's",
+            )
         teacher, valid = signal.clean(self.task)
         teacher = self.objective.correct(teacher.to(logit.dtype), self.batch).detach()
         student = self.objective.correct(logit, self.batch)

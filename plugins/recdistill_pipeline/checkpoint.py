@@ -28,12 +28,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         with path.open("rb") as stream:
-            head = stream.read(2)
+            head = stream.read(9)
     except OSError as error:
         raise IntegrityError(
             f"the checkpoint cannot be read: {error.strerror}", where=str(path), fix="train again, or restore the file"
         ) from error
-    if path.suffix in PICKLES or head == b"PK" or head[:1] == b"\x80":
+    # a safetensors file is 8 bytes of length and a JSON object; the length may look like a pickle's first byte
+    if path.suffix in PICKLES or head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:] != b"{"):
         raise DataError(
             "the checkpoint is a pickle, which can run code when it is loaded",
             where=str(path),

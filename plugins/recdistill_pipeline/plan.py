@@ -101,6 +101,12 @@ def make_plan(data: Mapping[str, Any], registry: Registry) -> Plan:
                 "distilled; set capture.allow_leaky=true to do it all the same, every result is then marked leaky",
             )
         )
+    for path, found in (("evaluation.metrics", metrics), ("evaluation.plain", plain)):
+        names = [entry.name for entry in found if entry is not None]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        problems.extend(
+            Problem(path, f"names metric {name!r} more than once; results are keyed by name") for name in twice
+        )
     if problems:
         raise ConfigError(problems)
     return Plan(

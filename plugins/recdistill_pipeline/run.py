@@ -15,7 +15,7 @@ from recdistill_core.errors import UsageError
 from recdistill_core.interfaces import LogitStore, SampleSource
 from recdistill_core.registry import Registry
 from recdistill_core.wiring import check
-from recdistill_pipeline.dataset import Progress, Split, import_dataset, make_split, open_dataset, require_both_classes
+from recdistill_pipeline.dataset import Progress, Split, import_dataset, make_split, require_both_classes
 from recdistill_pipeline.evaluate import measure, predict
 from recdistill_pipeline.fit import fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
@@ -28,7 +28,7 @@ class Run:
     """One run directory and the jobs that fill it.
 
     Args:
-        plan: the resolved configuration. out: the run directory. registry: for the store.
+        plan: the resolved configuration. out: the run directory. registry: for the store and the source.
         say: told what happens, a line at a time. progress: told how far the import is.
     """
 
@@ -40,7 +40,7 @@ class Run:
         say: Callable[[str], None] = lambda line: None,
         progress: Progress | None = None,
     ) -> None:
-        self.plan, self.say, self.progress = plan, say, progress
+        self.plan, self.registry, self.say, self.progress = plan, registry, say, progress
         self.directory = RunDirectory(out, plan.resolved())
         store = {"path": str(out / "labels"), **plan.config.store}
         self.store: LogitStore = make(registry, "store", store)
@@ -53,7 +53,7 @@ class Run:
         if self.plan.importer is not None and not (path / "manifest.json").exists():
             self.say(f"importing {self.plan.importer.name} into {path}")
             import_dataset(self.plan.importer, path, self.plan.config.dataset.memory_limit, self.progress)
-        source = open_dataset(path)
+        source: SampleSource = make(self.registry, "source", {**self.plan.config.dataset.source, "path": str(path)})
         for task in self.plan.config.all_tasks():
             source.schema.require_task(task)
         check(self.plan.components(), source.schema, dataset=str(path), also={"teacher"})

@@ -17,11 +17,13 @@ class DatasetConfig:
     Attributes:
         path: an imported dataset's folder; empty: import into the run directory.
         importer: ``{name: kuairand, ...}``, used where ``path`` is empty.
+        source: what reads the dataset; it is given ``path``.
         memory_limit: bound on the import's memory, such as ``1GB``.
     """
 
     path: str = ""
     importer: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=lambda: {"name": "parquet"})
     memory_limit: str = "1GB"
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ class EvaluationConfig:
 
     Attributes:
         metrics: metrics with eta and intervals. plain: metrics reported without eta.
-        resamples: bootstrap resamples of users (and seeds), >= 100. confidence: of the intervals, in (0, 1).
+        resamples: bootstrap resamples of users (and seeds), >= 100. confidence: of the intervals, in (0.5, 1).
         batch_size: rows per scoring batch.
     """
 
@@ -133,8 +135,8 @@ class EvaluationConfig:
             raise ValueError("metrics needs at least one entry")
         if self.resamples < 100:
             raise ValueError(f"resamples must be >= 100, got {self.resamples}")
-        if not 0.0 < self.confidence < 1.0:
-            raise ValueError(f"confidence must lie in (0, 1), got {self.confidence}")
+        if not 0.5 < self.confidence < 1.0:
+            raise ValueError(f"confidence must lie in (0.5, 1), got {self.confidence}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
 

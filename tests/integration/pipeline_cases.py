@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
@@ -74,10 +73,9 @@ def write_config(path: Path, plain: Mapping[str, Any]) -> Path:
     return path
 
 
-def recdistill(*words: object) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
-    command = [sys.executable, "-c", "from recdistill_core.cli import main; main()", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300, check=False)
+def command(*words: object) -> list[str]:
+    """The command line as a process of its own."""
+    return [sys.executable, "-c", "from recdistill_core.cli import main; main()", *map(str, words)]
 
 
 def environment() -> dict[str, str]:

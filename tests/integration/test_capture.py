@@ -36,7 +36,7 @@ def captured(store: ParquetLogitStore, version: str = "") -> dict[str, np.ndarra
 def capture(source: ParquetSource, store: Path, order: ReadOrder | None = None, **settings: Any) -> LogitCapture:
     """Train the small teacher with a capture into ``store``; returns the callback."""
     module = teacher_module(source)
-    data = data_module(source, module, **({"order": order} if order else {}))
+    data = data_module(source, module, order=order or ReadOrder(128, 48, "user"))
     callback = LogitCapture(ParquetLogitStore(store), **settings)
     fit(module, data, callback)
     return callback
@@ -109,7 +109,7 @@ class Before(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, TeacherModule)
-        self.steps.append((batch, copy.deepcopy(pl_module.teacher), pl_module.teacher))
+        self.steps.append((batch, copy.deepcopy(pl_module.teacher)))
 
 
 def test_a_captured_logit_is_that_of_the_model_before_the_step(feed: ParquetSource, tmp_path: Path) -> None:

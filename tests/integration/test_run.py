@@ -18,7 +18,7 @@ from recdistill_core.errors import ConfigError, IntegrityError, UsageError
 from recdistill_core.registry import installed
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
-from recdistill_pipeline import fit
+from recdistill_pipeline import checkpoint, fit
 from recdistill_pipeline.models import build_student
 from recdistill_pipeline.plan import make_plan
 from recdistill_pipeline.run import Run
@@ -104,7 +104,7 @@ def test_a_run_leaves_manifest_config_report_and_plots(finished: Path) -> None:
     assert manifest["steps"]["seed-1/dcn-raw"]["labels"] is None
     assert set(teacher["files"]) >= {"model.safetensors", "trained_on.npy"}
     text = (finished / "summary.md").read_text()
-    for part in ("# tiny", "| teacher |", "| dcn distilled |", "| mlp: eta |", "2,250 rows", "![eta](plots/eta.png)"):
+    for part in ("# tiny", "| teacher |", "| dcn, distilled |", "| mlp, AUC |", "2,250 rows", "![eta](plots/eta.png)"):
         assert part in text
     assert "Leaky" not in text
     for name in ("eta.png", "calibration.png"):
@@ -138,7 +138,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
 ) -> None:
     fails = {"after the teachers": 3, "after the labels": 1, "in a student": 5}[moment]
     calls = []
-    save = fit.save_weights
+    save = checkpoint.save_weights
 
     def dies(tensors: Mapping[str, Any], path: Path) -> None:
         calls.append(path)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from recdistill_core import Batch, BuildContext, Debiaser, DistillationLoss, HeadStrategy, Student, TeacherSignal
 from recdistill_core.config import make
-from recdistill_core.errors import ConfigError
+from recdistill_core.errors import ConfigError, DataError
 from recdistill_core.objective import Objective
 from recdistill_core.registry import installed
 from recdistill_lightning import StudentModule
@@ -242,3 +242,17 @@ def test_raw_and_distilled_students_of_one_seed_start_equal(name: str) -> None:
     assert raw.keys() == {key for key in distilled if not key.startswith("auxiliary.")}
     for key, value in raw.items():
         assert torch.equal(value, distilled[key]), key
+
+
+def test_labels_without_the_students_task_are_refused() -> None:
+    batch = make_batch()
+    zeros = torch.zeros(len(batch))
+    signal = TeacherSignal({"like": zeros}, {"like": zeros.bool()}, version="v1")
+    objective = Objective("click", component("strategy", "single"), component("loss", "soft_ce"))
+    with pytest.raises(DataError) as caught:
+        objective.terms({"main": zeros}, batch.with_teacher(signal))
+    assert str(caught.value) == (
+        "the teacher's labels lack task 'click'\n"
+        "  where: teacher version v1, tasks like\n"
+        "  to do: train the teacher on that task too, or leave the task out of the student's"
+    )

@@ -29,10 +29,10 @@ class Log:
     user_id: NDArray[np.int64]
     schema: Schema = SCHEMA
     snapshot_id: str = "log"
+    num_rows: int = 0
 
-    @property
-    def num_rows(self) -> int:
-        return len(self.event_time)
+    def __post_init__(self) -> None:
+        self.num_rows = len(self.event_time)
 
     def column(self, name: str) -> NDArray[Any]:
         found: NDArray[Any] = getattr(self, name)
