@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,20 @@ def test_leaky_labels_need_permission_and_mark_every_result(feed_path: Path, tmp
     assert [version.mode.value for version in ParquetLogitStore(out / "labels").versions()] == ["leaky"]
 
 
+class Drawing:
+    """A configured loss that draws random numbers when it is built."""
+
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
+
+    def build(self, context: Any) -> Any:
+        torch.rand(7)
+        return self.loss.build(context)
+
+
 def test_raw_and_distilled_students_start_equal(feed: ParquetSource, feed_path: Path) -> None:
     plan = make_plan(config(feed_path), installed())
+    plan = replace(plan, loss=Drawing(plan.loss))  # type: ignore[arg-type]  # stands in for a Resolved
     for label in ("dcn", "mlp"):
         raw, distilled, other = (
             build_student(plan, label, feed.schema, seed, distilled=kind).state_dict()
@@ -239,8 +252,6 @@ class Oracle:
 
 
 def test_a_teacher_that_cannot_be_trained_is_refused(feed_path: Path, tmp_path: Path) -> None:
-    from dataclasses import make_dataclass, replace
-
     registry = installed()
     empty = make_dataclass("Empty", [], frozen=True)
     component = Component("oracle", empty, lambda config, context: Oracle(), "scores alone")
