@@ -33,9 +33,8 @@ def _say(line: str) -> None:
 
 
 def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=messages()
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=messages(), transient=True)
 
 
 def _with_run(plan: Plan, out: Path, job: str) -> Any:
@@ -43,7 +42,7 @@ def _with_run(plan: Plan, out: Path, job: str) -> Any:
     from recdistill_pipeline.run import Run
 
     with _bar() as bar:
-        task = bar.add_task("import", visible=False)
+        task = bar.add_task("import", total=None, visible=False)
 
         def progress(done: int, total: int | None) -> None:
             bar.update(task, completed=done, total=total, visible=total is None or done < total)
