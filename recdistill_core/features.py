@@ -154,6 +154,25 @@ def dense_layers(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class CrossLayer(nn.Module):
+    """``x_{l+1} = x_0 * (W x_l + b) + x_l`` (DCN-v2, arXiv 2008.13535, equations 1 and 2).
+
+    Args:
+        width: ``F``. rank: of ``W = U V^T``; 0, or ``F`` and more, takes a full matrix.
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        narrow = 0 < rank < width
+        self.down: nn.Module = nn.Linear(width, rank, bias=False) if narrow else nn.Identity()
+        self.up = nn.Linear(rank if narrow else width, width)
+
+    def forward(self, first: Tensor, current: Tensor) -> Tensor:
+        """``[N, F]``, ``[N, F]`` -> ``[N, F]``."""
+        crossed: Tensor = first * self.up(self.down(current)) + current
+        return crossed
+
+
 class Tower(nn.Module):
     """``[N, D] -> {task: [N]}``: one hidden layer and one logit per task.
 

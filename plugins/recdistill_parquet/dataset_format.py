@@ -21,7 +21,6 @@ bit code), ``time`` (int64).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from recdistill_core.errors import DataError, IntegrityError
+from recdistill_core.files import write_atomically
 from recdistill_core.fingerprint import file_sha256, snapshot_digest
 from recdistill_core.schema import Schema
 
@@ -91,32 +91,6 @@ def hash_files(root: Path, rows: Mapping[str, int]) -> dict[str, FileEntry]:
 def snapshot_of(files: Mapping[str, FileEntry]) -> str:
     """The snapshot id of these files."""
     return snapshot_digest({name: entry.sha256 for name, entry in files.items()})
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or nothing, durably."""
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    sync(path.parent)
-
-
-def sync_tree(root: Path) -> None:
-    """Make every file and directory under ``root`` durable."""
-    for path in (root, *root.rglob("*")):
-        sync(path)
-
-
-def sync(path: Path) -> None:
-    """Make one file, or the names in a directory, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from recdistill_core.errors import UsageError
+from recdistill_core.files import sync, sync_tree
 from recdistill_core.rawlog import RawLog
 from recdistill_parquet import dataset_format as fmt
 from recdistill_parquet.dataset_history import HistoryFiles, write_events
@@ -78,7 +79,7 @@ def write_dataset(
         target.mkdir()
         manifest = _Import(raw, plan, workplace, target, part_rows).run(memory_limit, progress)
         _publish(target, out)
-        fmt.sync(out.parent)
+        sync(out.parent)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     return manifest
@@ -204,7 +205,7 @@ class _Import:
         return writer.rows_of, (first or 0, last or 0)
 
     def _manifest(self, rows_of: dict[str, int], counts: dict[str, int], span: tuple[int, int]) -> fmt.Manifest:
-        fmt.sync_tree(self.target)
+        sync_tree(self.target)
         files = fmt.hash_files(self.target, rows_of)
         manifest = fmt.Manifest(
             format=fmt.FORMAT,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recdistill_core.errors import DataError, IntegrityError, LeakError, UsageError, suggest
+from recdistill_core.files import write_atomically
 from recdistill_core.fingerprint import snapshot_digest
 from recdistill_core.interfaces import CaptureMode, LabelVersion
 
@@ -205,19 +205,4 @@ def save_manifest(store: Path, manifest: Manifest) -> None:
     """Replace the manifest of ``store`` atomically and durably. The caller holds the store's lock."""
     versions = json.loads(json.dumps([asdict(entry) for entry in manifest.entries]))
     plain = {"format": FORMAT, "format_version": FORMAT_VERSION, "sha256": _digest(versions), "versions": versions}
-    temporary = store / f"{MANIFEST}.tmp"
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(plain, stream, indent=1, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(store / MANIFEST)
-    sync_directory(store)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames and new names in a directory durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_atomically(store / MANIFEST, json.dumps(plain, indent=1, sort_keys=True))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recdistill_core.errors import DataError, IntegrityError, LeakError, UsageError, suggest
+from recdistill_core.files import sync
 from recdistill_core.interfaces import LabelVersion, LabelWriter
 from recdistill_parquet.labels_manifest import (
     LOCK,
@@ -22,7 +23,6 @@ from recdistill_parquet.labels_manifest import (
     VersionEntry,
     load_manifest,
     save_manifest,
-    sync_directory,
 )
 from recdistill_parquet.labels_segments import Columns, SegmentReader, logit_column, write_segment
 
@@ -126,7 +126,7 @@ class ParquetLabelWriter(LabelWriter):
         """
         self._require_open()
         self._spill(1)
-        sync_directory(self._store / SEGMENTS)
+        sync(self._store / SEGMENTS)
         with locked(self._store):
             manifest = load_manifest(self._store)
             old = manifest.get(self._entry.version)

@@ -12,6 +12,7 @@ import torch
 
 from recdistill_core.config import make
 from recdistill_core.errors import UsageError
+from recdistill_core.files import write_atomically
 from recdistill_core.interfaces import LogitStore, SampleSource
 from recdistill_core.registry import Registry
 from recdistill_core.wiring import check
@@ -21,7 +22,7 @@ from recdistill_pipeline.fit import fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.plots import draw_all
 from recdistill_pipeline.report import summary
-from recdistill_pipeline.rundir import RunDirectory, read_json, versions, write_text
+from recdistill_pipeline.rundir import RunDirectory, read_json, versions
 
 
 class Run:
@@ -107,9 +108,9 @@ class Run:
         results = {**self._about(source, split, found), **measure(self.plan, found, self.say)}
         out = self.directory.path
         draw_all(results, found, out / "plots")
-        write_text(out / "summary.md", summary(results))
-        write_text(out / "manifest.json", json.dumps(self._manifest(source), indent=2, default=str))
-        write_text(out / "metrics.json", json.dumps(results, indent=2, allow_nan=False))
+        write_atomically(out / "summary.md", summary(results))
+        write_atomically(out / "manifest.json", json.dumps(self._manifest(source), indent=2, default=str))
+        write_atomically(out / "metrics.json", json.dumps(results, indent=2, allow_nan=False))
         return results
 
     def all(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from omegaconf import OmegaConf
 from recdistill_core import __version__
 from recdistill_core.config import to_yaml
 from recdistill_core.errors import IntegrityError, UsageError
+from recdistill_core.files import sync, sync_tree, write_atomically
 from recdistill_core.fingerprint import digest, file_sha256
 
 LIBRARIES = ("torch", "lightning", "torchmetrics", "numpy", "pyarrow", "duckdb", "safetensors", "xformers")
@@ -47,7 +47,7 @@ class RunDirectory:
             raise UsageError("the run directory is not empty and holds no run", where=str(path), fix="give a new --out")
         else:
             path.mkdir(parents=True, exist_ok=True)
-            write_text(home, to_yaml(config))
+            write_atomically(home, to_yaml(config))
 
     def step(self, name: str, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Do a step once: ``work`` fills a scratch folder, which becomes ``RUN/name`` when it is complete.
@@ -65,8 +65,10 @@ class RunDirectory:
         facts = dict(work(scratch))
         files = sorted(p for p in scratch.rglob("*") if p.is_file())
         facts["files"] = {str(p.relative_to(scratch)): file_sha256(p) for p in files}
-        write_text(scratch / "manifest.json", json.dumps(facts, indent=2, default=str))
+        write_atomically(scratch / "manifest.json", json.dumps(facts, indent=2, default=str))
+        sync_tree(scratch)
         scratch.replace(home)
+        sync(home.parent)
         return facts
 
     def done(self, name: str) -> bool:
@@ -99,16 +101,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.part")
-    with scratch.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

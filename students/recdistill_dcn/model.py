@@ -8,26 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from recdistill_core.batch import Batch
-from recdistill_core.features import StudentInputs, Tower, dense_layers
+from recdistill_core.features import CrossLayer, StudentInputs, Tower, dense_layers
 from recdistill_core.interfaces import Student
 from recdistill_core.schema import Schema
 from recdistill_dcn import DCNConfig
-
-
-class CrossLayer(nn.Module):
-    """``x_{l+1} = x_0 * (W x_l + b) + x_l``; low rank: ``W = U V^T`` (DCN-v2, equations 1 and 2)."""
-
-    def __init__(self, width: int, rank: int) -> None:
-        super().__init__()
-        if rank:
-            self.weight: nn.Module = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
-        else:
-            self.weight = nn.Linear(width, width)
-
-    def forward(self, first: Tensor, current: Tensor) -> Tensor:
-        """``[N, F]``, ``[N, F]`` -> ``[N, F]``."""
-        crossed: Tensor = first * self.weight(current) + current
-        return crossed
 
 
 class DCN(Student):

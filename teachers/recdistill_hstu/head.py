@@ -9,26 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from recdistill_core.errors import ConfigError, Problem, suggest
-from recdistill_core.features import FeatureEmbedding
+from recdistill_core.features import CrossLayer, FeatureEmbedding
 from recdistill_core.schema import Schema
 from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.layer import normalise
-
-
-class CrossLayer(nn.Module):
-    """``x0 * (W x + b) + x`` (DCN-v2, arXiv 2008.13535); ``W = A B`` of rank ``rank``, or full where ``rank`` is 0."""
-
-    def __init__(self, width: int, rank: int) -> None:
-        super().__init__()
-        narrow = 0 < rank < width
-        self.down: nn.Module = nn.Linear(width, rank, bias=False) if narrow else nn.Identity()
-        self.up = nn.Linear(rank if narrow else width, width)
-        _xavier(self)
-
-    def forward(self, first: Tensor, x: Tensor) -> Tensor:
-        """``[N, W]`` input of the first cross layer and of this one -> ``[N, W]``."""
-        crossed: Tensor = first * self.up(self.down(x)) + x
-        return crossed
 
 
 class ScoringHead(nn.Module):

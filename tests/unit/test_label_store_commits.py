@@ -15,9 +15,10 @@ import pytest
 from filelock import FileLock
 from label_store_cases import filled, open_writer, put, read, segments
 
+from recdistill_core import files
 from recdistill_core.errors import DataError, IntegrityError, LeakError, RecdistillError, UsageError
 from recdistill_core.interfaces import CaptureMode, LabelVersion
-from recdistill_parquet import labels_manifest, labels_writer
+from recdistill_parquet import labels_writer
 from recdistill_parquet.labels import ParquetLogitStore
 from recdistill_parquet.labels_writer import ParquetLabelWriter
 
@@ -201,7 +202,7 @@ def test_abort_spares_segments_that_a_failing_commit_made_visible(
         writer = open_writer(store, end)
         put(writer, [1])
         with monkeypatch.context() as patch:
-            patch.setattr(labels_manifest, "sync_directory", late)
+            patch.setattr(files, "sync", late)
             with pytest.raises(OSError, match="Input/output"):
                 writer.commit()
         getattr(writer, end)()

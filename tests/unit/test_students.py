@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from recdistill_core import BuildContext, Schema, Student
 from recdistill_core.config import make
 from recdistill_core.errors import ConfigError, DataError, IntegrityError
+from recdistill_core.features import CrossLayer
 from recdistill_core.interfaces import ServingModule
 from recdistill_core.registry import installed
-from recdistill_dcn.model import DCN, CrossLayer
+from recdistill_dcn.model import DCN
 from recdistill_lightning import StudentModule
 from recdistill_pipeline.checkpoint import load_weights, restore, save_weights
 
@@ -138,11 +139,11 @@ def test_cross_layers_equal_the_formula_in_numpy(rank: int) -> None:
     for layer in student.cross:
         assert isinstance(layer, CrossLayer)
         if rank:
-            down, up = layer.weight  # type: ignore[misc]  # a Sequential of two
-            matrix, bias = plain(up.weight) @ plain(down.weight), plain(up.bias)
+            assert isinstance(layer.down, nn.Linear)
+            matrix, bias = plain(layer.up.weight) @ plain(layer.down.weight), plain(layer.up.bias)
             assert np.linalg.matrix_rank(matrix) == rank
         else:
-            matrix, bias = plain(layer.weight.weight), plain(layer.weight.bias)  # type: ignore[arg-type]  # a Linear
+            matrix, bias = plain(layer.up.weight), plain(layer.up.bias)
         current = first * (current @ matrix.T + bias) + current  # DCN-v2, equation 1
     found = plain(student.backbone(BATCH))
     np.testing.assert_allclose(found[:, : first.shape[1]], current, rtol=1e-5, atol=1e-6)
