@@ -3,7 +3,7 @@
 Reads a run directory made by ``recdistill run examples/kuairand.yaml --out RUN`` and prints a Markdown table with the
 distilled student's AUC and NE and eta with its 95% interval (paired bootstrap over users and seeds):
 
-    python benchmarks/kuairand_choices.py RUN [--student dcn]
+    python benchmarks/kuairand_choices.py RUN [--student dcn] [--choice 'alpha 1']
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--student", default="dcn")
+    parser.add_argument("--choice", action="append", choices=list(CHOICES), help="only this one; may be repeated")
     arguments = parser.parse_args()
     study = Study(arguments.run, arguments.student)
     seeds = study.base.config.seeds
@@ -116,8 +117,8 @@ def main() -> None:
     metrics = {name: entry.build(BuildContext()) for name, entry in study.base.metrics.items()}
     print("| choice | " + " | ".join(f"{name.upper()} | eta {name.upper()}" for name in metrics) + " |")
     print("|---" * (1 + 2 * len(metrics)) + "|")
-    for choice, overrides in CHOICES.items():
-        plan, distilled = study.plan(overrides), []
+    for choice in arguments.choice or CHOICES:
+        plan, distilled = study.plan(CHOICES[choice]), []
         for seed in seeds:
             with tempfile.TemporaryDirectory() as scratch:
                 leaky = Path(scratch) / "labels" if choice == "leaky labels" else None
