@@ -53,7 +53,7 @@ class TrainerConfig:
     """Settings of ``lightning.Trainer``; the names are Lightning's own.
 
     Attributes:
-        accelerator, devices, strategy, precision: as for ``lightning.Trainer``.
+        accelerator, devices, strategy, precision: as for ``lightning.Trainer``; for now, one device.
         gradient_clip_val: norm to clip gradients to, 0 for none. accumulate_grad_batches: >= 1.
         log_every_n_steps: steps between rows of the CSV log, >= 1.
     """

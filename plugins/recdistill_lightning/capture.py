@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import lightning as L
@@ -35,7 +36,8 @@ class LogitCapture(L.Callback):
         warmup_steps: logits of this many first steps are not captured; a cold teacher's labels are poor.
         trained: examples the teacher was updated on before its weights were restored; a :class:`TeacherModule`
             remembers by itself what it was trained on since.
-        facts: further facts for the label version, JSON-able.
+        facts: further facts for the label version, JSON-able; part of the version, so say here what else makes the
+            labels, such as the configuration of debiasers.
         resume: where an earlier attempt with the same facts has committed this version already (and was interrupted
             before its weights were safe), let those labels stand and write none; False refuses with a LeakError.
 
@@ -69,7 +71,7 @@ class LogitCapture(L.Callback):
         self._updates = self._forwards = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Name the version after the teacher before its first update, the data and the seed."""
+        """Name the version after what makes the labels: the teacher before its first update, data, schedule, facts."""
         if not isinstance(pl_module, TeacherModule):
             raise UsageError(
                 f"LogitCapture needs a TeacherModule, got {type(pl_module).__name__}",
@@ -80,7 +82,9 @@ class LogitCapture(L.Callback):
         pl_module.trained.add(self._restored.ids())
         self._before = TrainedExamples(pl_module.trained.ids())
         start = pl_module.teacher.fingerprint()
-        self.version = digest([start, snapshot, seed, self.warmup_steps]) + start[:16]
+        schedule = [pl_module.optimisation, *_reading(trainer)]
+        plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in schedule]
+        self.version = digest([start, snapshot, seed, self.warmup_steps, self.facts, plain]) + start[:16]
         facts = {"dataset": snapshot, "seed": seed, "teacher_at_start": start, **self.facts}
         self.committed = _committed(self.store, self.version, CaptureMode.PREQUENTIAL, facts) if self.resume else None
         if self.committed is None:
@@ -210,6 +214,12 @@ def _committed(store: LogitStore, version: str, mode: CaptureMode, facts: Mappin
     plain = json.loads(json.dumps(dict(facts)))
     found = (entry for entry in store.versions() if entry.version == version and entry.mode == mode)
     return next((entry for entry in found if dict(entry.facts) == plain), None)
+
+
+def _reading(trainer: L.Trainer) -> list[Any]:
+    """Read order and phases, where the Trainer's data module has them."""
+    data = getattr(trainer, "datamodule", None)
+    return [data.order, data.phases] if isinstance(data, DistillationDataModule) else []
 
 
 def _refuse_shuffling(trainer: L.Trainer) -> None:

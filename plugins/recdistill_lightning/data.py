@@ -154,7 +154,17 @@ class DistillationDataModule(L.LightningDataModule):
         return sum(-(-sum(1 for _ in batches) // accumulate) for batches in passes)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Training rows in the read order."""
+        """Training rows in the read order.
+
+        Raises:
+            UsageError: with more than one process, all of which would read the same rows.
+        """
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise UsageError(
+                f"the data module feeds one process, and this run has {self.trainer.world_size}",
+                where="lightning.Trainer(devices=..., num_nodes=...)",
+                fix="train on one device; rows are not sharded over processes yet",
+            )
         return self._loader(self.phases, self.order)
 
     def training_batches(self) -> Iterator[Batch]:

@@ -89,7 +89,9 @@ def _row(source: SampleSource, bound: str, name: str, default: int) -> int:
             share = float(text[:-1]) / 100.0
             if not 0.0 <= share <= 1.0:
                 raise ValueError
-            place = min(int(share * source.num_rows), source.num_rows - 1)
+            place = int(share * source.num_rows)
+            if place >= source.num_rows:
+                return source.num_rows
             # rows of one moment stay on one side of the bound
             return source.row_at(int(source.column("event_time")[place]))
         if text.isdigit() and len(text) > 8:

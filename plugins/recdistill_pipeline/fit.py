@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from recdistill_core.component import BuildContext
-from recdistill_core.fingerprint import digest
 from recdistill_core.interfaces import LabelVersion, LogitStore, SampleSource
 from recdistill_lightning.capture import LogitCapture, capture_after_training
 from recdistill_lightning.data import DistillationDataModule, read_labels
@@ -35,7 +34,11 @@ def fit_teacher(
     )
     fit_debiasers(module, data)
     # resume: a crash may fall between the commit of the labels and that of the step
-    facts = {"teacher": plan.teacher.plain(), "run": digest(plan.resolved())}
+    facts = {
+        "teacher": plan.teacher.plain(),
+        "debiasers": [entry.plain() for entry in plan.teacher_debiasers],
+        "trainer": plan.trainer.plain(),
+    }
     capture = LogitCapture(store, warmup_steps=plan.config.capture.warmup_steps, facts=facts, resume=True)
     callbacks = [capture] if plan.config.capture.mode == "prequential" else []
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))

@@ -36,7 +36,7 @@ class ScoringHead(nn.Module):
         self.tasks = tuple(tasks)
         self.features = FeatureEmbedding(schema, config.context_width, _read(schema, config.leave_out))
         width = self.features.out_width + len(schema.numeric) + 2 * config.width
-        self.cross = nn.ModuleList([CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers)])
+        self.cross = nn.ModuleList([_xavier(CrossLayer(width, config.cross_rank)) for _ in range(config.cross_layers)])
         sizes = [width + config.width, *config.hidden]
         stages: list[nn.Module] = []
         for before, after in pairwise(sizes):
@@ -77,9 +77,10 @@ def _read(schema: Schema, leave_out: Sequence[str]) -> list[str]:
     return [name for name in names if name not in leave_out]
 
 
-def _xavier(module: nn.Module) -> None:
+def _xavier(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+    return module

@@ -18,7 +18,7 @@ from pipeline_cases import data_module, fit, simulated, teacher_module
 
 from recdistill_core.errors import LeakError, UsageError
 from recdistill_core.interfaces import CaptureMode, LabelVersion
-from recdistill_lightning import LogitCapture, ReadOrder, TeacherModule
+from recdistill_lightning import LogitCapture, Optimisation, ReadOrder, TeacherModule
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.dataset_writer import write_dataset
 from recdistill_parquet.labels import ParquetLogitStore
@@ -147,7 +147,22 @@ def test_resume_lets_the_labels_of_the_same_attempt_stand(feed: ParquetSource, t
     assert committed(again) == committed(first)
     assert ParquetLogitStore(tmp_path).snapshot_id() == snapshot
     with pytest.raises(LeakError, match="already has a label"):
-        capture(feed, tmp_path, facts={"run": "b", "sizes": (1, 2)}, resume=True)
+        capture(feed, tmp_path, facts={"run": "a", "sizes": (1, 2)})
+
+
+def test_whatever_makes_the_labels_makes_the_version(feed: ParquetSource, tmp_path: Path) -> None:
+    def version(lr: float = 1e-2, order: ReadOrder | None = None, rows: int = 256, **settings: Any) -> str:
+        module = teacher_module(feed)
+        module.optimisation = Optimisation(lr=lr)
+        data = data_module(feed, module, rows=rows, order=order or ReadOrder(128, 48, "user"))
+        callback = LogitCapture(ParquetLogitStore(tmp_path), **settings)
+        fit(module, data, callback)
+        return callback.version
+
+    versions = [version(), version(lr=1.0), version(order=ReadOrder(64, 48, "user")), version(rows=300)]
+    versions += [version(seed=9), version(warmup_steps=1), version(facts={"debiasers": ["pal"]})]
+    assert len(set(versions)) == 7
+    assert len(ParquetLogitStore(tmp_path).versions()) == 7
 
 
 def test_several_epochs_and_a_stream_phase_give_one_label_per_example(feed: ParquetSource, tmp_path: Path) -> None:

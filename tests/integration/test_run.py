@@ -241,6 +241,18 @@ def test_the_store_may_be_shared_by_runs_of_one_configuration(feed_path: Path, t
     assert len(ParquetLogitStore(tmp_path / "store").versions()) == 1
 
 
+def test_students_of_another_strategy_share_the_teachers_labels_and_another_teacher_has_its_own(
+    feed_path: Path, tmp_path: Path
+) -> None:
+    plain = config(feed_path, seeds=[1], students=["mlp"], store={"name": "parquet", "path": str(tmp_path / "store")})
+    run_of(tmp_path / "one", plain).all()
+    run_of(tmp_path / "two", {**plain, "strategy": {"name": "single", "alpha": 3.0}}).all()
+    assert len(ParquetLogitStore(tmp_path / "store").versions()) == 1
+    training = {**plain["teacher_training"], "lr": 0.5}
+    run_of(tmp_path / "three", {**plain, "teacher_training": training}).teachers()
+    assert len(ParquetLogitStore(tmp_path / "store").versions()) == 2
+
+
 class Oracle:
     """Scores, and that is all."""
 

@@ -60,6 +60,12 @@ def test_a_debiaser_without_its_column_is_refused(tmp_path: Path) -> None:
         ({"teacher_training": {"batch_epochs": 0}}, ConfigError, ["batch_epochs must be >= 1, got 0"]),
         ({"seeds": [1, 1]}, ConfigError, ["seeds needs one or more different numbers"]),
         ({"students": []}, ConfigError, ["students needs at least one entry"]),
+        (
+            {"evaluation": {"metrics": ["auc", "auc"]}},
+            ConfigError,
+            ["evaluation.metrics: names metric 'auc' more than once; results are keyed by name"],
+        ),
+        ({"evaluation": {"confidence": 0.4}}, ConfigError, ["evaluation: confidence must lie in (0.5, 1), got 0.4"]),
         ({"evaluation": {"resamples": 99}}, ConfigError, ["evaluation: resamples must be >= 100, got 99"]),
     ],
 )

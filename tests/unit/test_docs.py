@@ -276,3 +276,8 @@ def test_the_harness_writes_files_and_names_lines(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").exists()
     assert 'page.md", line 10' in done.stderr
     assert "TypeError" in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_has_a_placeholder_left(page: Path) -> None:
+    assert not [line for line in page.read_text().splitlines() if re.fullmatch(r"[A-Z_]{3,}", line.strip())]

@@ -1,0 +1,68 @@
+"""What a model costs: counted by hand, and the same whichever backend computes it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pipeline_cases import STUDENT, data_module, teacher_module
+
+from recdistill_core.batch import Batch
+from recdistill_core.component import BuildContext
+from recdistill_core.config import make
+from recdistill_core.errors import UsageError
+from recdistill_core.objective import Objective
+from recdistill_core.registry import installed
+from recdistill_lightning import StudentModule
+from recdistill_parquet.dataset import ParquetSource
+from recdistill_pipeline.dataset import make_split
+from recdistill_pipeline.runconfig import SplitConfig
+from recdistill_pipeline.scoring import cost
+
+
+def test_an_mlp_costs_two_flops_a_weight_of_its_dense_layers(feed: ParquetSource) -> None:
+    student = make(installed(), "student", {"name": "mlp", **STUDENT}, BuildContext(feed.schema, ("click",)))
+    module = StudentModule(student, {"click": Objective("click")}).eval()
+    found = cost(module.serving_module(), module, feed, (0, feed.num_rows), module.history)
+    categorical, numeric = len(feed.schema.categorical), len(feed.schema.numeric)
+    inputs = STUDENT["embedding"] * (categorical + 1) + numeric  # one more embedding: the pooled history
+    sizes = [(inputs, 8), (8, 16), (16, 1)]  # dense layer, tower, logit
+    assert found["flops_per_impression"] == 2 * sum(before * after for before, after in sizes)
+    assert found["dense_parameters"] == sum(before * after + after for before, after in sizes)
+    rows = feed.schema.num_items + feed.schema.num_action_codes
+    rows += sum(feed.schema.vocabulary_size(name) for name in {entry.vocabulary for entry in feed.schema.categorical})
+    assert found["embedding_parameters"] == STUDENT["embedding"] * rows
+
+
+def test_the_chunked_backend_hides_no_flops(feed: ParquetSource) -> None:
+    counts = {}
+    for backend in ("reference", "chunked"):
+        module = teacher_module(feed, backend=backend).eval()
+        counts[backend] = cost(module.teacher, module, feed, (0, feed.num_rows), module.history)["flops_per_impression"]
+    assert counts["chunked"] == pytest.approx(counts["reference"], rel=0.1)
+
+
+def test_more_than_one_process_is_refused(feed: ParquetSource) -> None:
+    data = data_module(feed, teacher_module(feed))
+    data.trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]  # stands for a Trainer of two devices
+    with pytest.raises(UsageError) as caught:
+        data.train_dataloader()
+    assert str(caught.value) == (
+        "the data module feeds one process, and this run has 2\n"
+        "  where: lightning.Trainer(devices=..., num_nodes=...)\n"
+        "  to do: train on one device; rows are not sharded over processes yet"
+    )
+
+
+def test_a_share_of_all_rows_ends_with_the_last_row(feed: ParquetSource) -> None:
+    split = make_split(feed, SplitConfig(test_from="80%", test_until="100%"))
+    assert split.test == (split.teacher[1], feed.num_rows)
+
+
+def test_the_first_batch_of_a_source_is_checked(feed: ParquetSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Any] = []
+    validate = Batch.validate
+    monkeypatch.setattr(Batch, "validate", lambda self, where: checked.append(where) or validate(self, where))
+    assert len(list(data_module(feed, teacher_module(feed)).train_dataloader())) > 2
+    assert checked == ["first batch"]
