@@ -115,7 +115,13 @@ def _describe(entry: Registered) -> dict[str, Any]:
     for setting in fields(component.config):
         default = setting.default if setting.default is not MISSING else setting.default_factory
         shown = "required" if default is MISSING else default() if callable(default) else default
-        settings.append({"name": setting.name, "type": str(setting.type), "default": shown})
+        settings.append(
+            {
+                "name": setting.name,
+                "type": setting.type.__name__ if isinstance(setting.type, type) else str(setting.type),
+                "default": shown,
+            }
+        )
     return {
         "kind": entry.kind,
         "name": component.name,

@@ -44,7 +44,7 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise UsageError(f"override {override!r} is not KEY=VALUE", fix="write for example training.seed=7")
+            raise UsageError(f"override {override!r} is not KEY=VALUE", fix="write for example seeds=[7]")
         try:
             OmegaConf.update(loaded, key, OmegaConf.create(f"v: {value or 'null'}").v, merge=False, force_add=True)
         except Exception as error:

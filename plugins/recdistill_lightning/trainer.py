@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
-from recdistill_core.errors import RecdistillError
+from recdistill_core.errors import RecdistillError, UsageError
 from recdistill_lightning import TrainerConfig
+from recdistill_lightning.data import DistillationDataModule
+
+logger = logging.getLogger(__name__)
+FEW_UPDATES = 100
 
 
 class LightningTrainer:
@@ -34,22 +39,23 @@ class LightningTrainer:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         bar = [RichProgressBar(leave=False)] if sys.stderr.isatty() else []
         config = self.config
+        updates = _tell_updates(data, config.accumulate_grad_batches, title)
         with warnings.catch_warnings():
             # one process reads memory-mapped columns faster than workers could copy them; there is no validation here
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*logging interval.*")
             warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)`.*")
-            trainer = L.Trainer(
+            trainer = _trainer(
                 accelerator=config.accelerator,
                 devices=config.devices,
                 strategy=config.strategy,
-                precision=config.precision,  # type: ignore[arg-type]  # a string of Lightning's own vocabulary
+                precision=config.precision,
                 gradient_clip_val=config.gradient_clip_val or None,
                 accumulate_grad_batches=config.accumulate_grad_batches,
-                log_every_n_steps=config.log_every_n_steps,
+                log_every_n_steps=max(1, min(config.log_every_n_steps, updates)),
                 max_epochs=epochs,
                 callbacks=[*callbacks, *bar],
-                logger=CSVLogger(out, name="", version="log"),
+                logger=CSVLogger(out, name="", version=""),
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 enable_progress_bar=bool(bar),
@@ -66,3 +72,26 @@ class LightningTrainer:
             raise RecdistillError(
                 f"{title} was interrupted", fix="run the same command again; finished steps are kept"
             ) from stopped
+
+
+def _trainer(**settings: Any) -> L.Trainer:
+    """``L.Trainer(**settings)``, its refusals as ours."""
+    try:
+        return L.Trainer(**settings)
+    except (MisconfigurationException, ValueError) as error:
+        raise UsageError(
+            f"Lightning refuses the trainer's settings: {str(error).splitlines()[0]}",
+            where="trainer",
+            fix="'recdistill plugins show lightning' lists the settings; accelerator 'auto' takes what there is",
+        ) from error
+
+
+def _tell_updates(data: Any, accumulate: int, title: str) -> int:
+    """Say how many updates a fit will make, and warn where they are few; returns their number."""
+    if not isinstance(data, DistillationDataModule):
+        return sys.maxsize
+    updates = data.updates(accumulate)
+    logger.info("%s: %s updates in %s passes", title, f"{updates:,}", data.epochs)
+    if updates < FEW_UPDATES:
+        logger.warning("%s: so few updates rarely train a model; lower batch_size or raise batch_epochs", title)
+    return updates

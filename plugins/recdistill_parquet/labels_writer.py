@@ -257,7 +257,7 @@ def label_columns(example_id: Tensor, logits: Mapping[str, Tensor], tasks: Seque
                 f"{int(wrong.sum())} of {values.size} logits of task {task!r} are NaN or infinite, the first one of "
                 f"example {int(columns['example_id'][wrong][0])}",
                 where=where,
-                fix="the teacher has diverged: go back to its last good checkpoint and lower the learning rate",
+                fix="the teacher has diverged: lower its learning rate and train it again",
             )
         columns[logit_column(task)] = values
     return columns

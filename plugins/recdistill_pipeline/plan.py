@@ -11,6 +11,8 @@ from recdistill_core.errors import ConfigError, Problem
 from recdistill_core.registry import Registry
 from recdistill_pipeline.runconfig import RunConfig
 
+SINGLE = ("teacher", "strategy", "loss", "trainer", "store")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -74,7 +76,9 @@ def make_plan(data: Mapping[str, Any], registry: Registry) -> Plan:
         ConfigError: with every fault at once. PluginError: for a component that is not installed.
     """
     problems: list[Problem] = []
-    config = fill(RunConfig, data, "", problems)
+    # a bare name stands for a component with its defaults, wherever one is named
+    spelled = {key: {"name": spec} if key in SINGLE and isinstance(spec, str) else spec for key, spec in data.items()}
+    config = fill(RunConfig, spelled, "", problems)
     if config is None:
         raise ConfigError(problems)
 

@@ -36,18 +36,29 @@ class RunDirectory:
         self.config_digest = digest(config)
         home = path / "config.yaml"
         if home.exists():
-            before = OmegaConf.to_container(OmegaConf.load(home))
-            if digest(json.loads(json.dumps(before))) != digest(json.loads(json.dumps(config))):
-                raise UsageError(
-                    "the run directory holds a run of another configuration",
-                    where=str(home),
-                    fix="give another --out, or the configuration it was started with",
-                )
+            self._take_over(home, json.loads(json.dumps(config)))
         elif path.exists() and any(path.iterdir()):
             raise UsageError("the run directory is not empty and holds no run", where=str(path), fix="give a new --out")
         else:
             path.mkdir(parents=True, exist_ok=True)
             write_atomically(home, to_yaml(config))
+
+    def _take_over(self, home: Path, config: Mapping[str, Any]) -> None:
+        """Go on with the run in the directory; replace its configuration while nothing has come of it."""
+        before = json.loads(json.dumps(OmegaConf.to_container(OmegaConf.load(home))))
+        changes = _changes(before, config)
+        if not changes:
+            return
+        started = any(self.path.glob("seed-*/*/manifest.json"))
+        other_data = (self.path / "dataset").exists() and before.get("dataset") != config["dataset"]
+        if started or other_data:
+            shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+            raise UsageError(
+                f"the run directory holds a run of another configuration: {shown}",
+                where=str(home),
+                fix="give another --out, or the configuration it was started with",
+            )
+        write_atomically(home, to_yaml(config))
 
     def step(self, name: str, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Do a step once: ``work`` fills a scratch folder, which becomes ``RUN/name`` when it is complete.
@@ -90,6 +101,18 @@ class RunDirectory:
                 fix=f"delete {self.path / name} and run again",
             )
         return path
+
+
+def _changes(before: Any, after: Any, path: str = "") -> list[str]:
+    """``key.path: old -> new`` for every setting that differs."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        parts = [_changes(before.get(key), after.get(key), f"{path}.{key}" if path else str(key)) for key in keys]
+        return [change for part in parts for change in part]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        parts = [_changes(old, new, f"{path}[{at}]") for at, (old, new) in enumerate(zip(before, after, strict=True))]
+        return [change for part in parts for change in part]
+    return [] if before == after else [f"{path}: {before} -> {after}"]
 
 
 def versions() -> dict[str, str]:

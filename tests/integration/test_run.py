@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from omegaconf import OmegaConf
 from pipeline_cases import config, run_of
 
 from recdistill_core.component import Component
-from recdistill_core.errors import ConfigError, IntegrityError, UsageError
+from recdistill_core.errors import ConfigError, DataError, IntegrityError, UsageError
 from recdistill_core.registry import installed
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
@@ -164,11 +165,33 @@ def test_an_interrupted_run_goes_on_where_it_was(
 def test_a_directory_of_another_run_or_of_something_else_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds a run of another configuration") as error:
         run_of(finished, config(seeds=[1]))
+    assert "another configuration: seeds: [1, 2] -> [1]\n" in str(error.value)
     assert "give another --out" in str(error.value)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
         run_of(tmp_path, config())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_directory_in_which_nothing_has_come_of_it_takes_a_corrected_configuration(
+    feed_path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no task 'clik'"):
+        run_of(tmp_path, config(feed_path, task="clik")).all()
+    corrected = config(feed_path, seeds=[1], students=["mlp"])
+    run_of(tmp_path, corrected).teachers()
+    assert OmegaConf.load(tmp_path / "config.yaml").task == "click"
+    changed = {**corrected, "teacher": {**corrected["teacher"], "width": 8, "heads": 1}}
+    with pytest.raises(UsageError, match=r"teacher\.width: 16 -> 8; teacher\.heads: 2 -> 1\n"):
+        run_of(tmp_path, changed)
+
+
+def test_an_imported_dataset_is_not_taken_for_that_of_another_importer(tmp_path: Path) -> None:
+    run_of(tmp_path, config(seeds=[1])).dataset()
+    other = config(seeds=[1])
+    other["dataset"] = {"importer": {**other["dataset"]["importer"], "seed": 9}}
+    with pytest.raises(UsageError, match=r"dataset\.importer\.seed: 0 -> 9"):
+        run_of(tmp_path, other)
 
 
 def test_changed_weights_are_noticed(feed_path: Path, tmp_path: Path) -> None:

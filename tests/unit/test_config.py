@@ -130,8 +130,8 @@ def test_overrides_reach_nested_keys_and_list_entries(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("lr", "override 'lr' is not KEY=VALUE\n  to do: write for example training.seed=7"),
-        ("=3", "override '=3' is not KEY=VALUE\n  to do: write for example training.seed=7"),
+        ("lr", "override 'lr' is not KEY=VALUE\n  to do: write for example seeds=[7]"),
+        ("=3", "override '=3' is not KEY=VALUE\n  to do: write for example seeds=[7]"),
         ("seeds[5]=3", "override 'seeds[5]=3' cannot be applied: list"),
         ("a=b: c", "override 'a=b: c' cannot be applied: mapping values are not allowed in this context\n  where: "),
     ],

@@ -55,7 +55,7 @@ def test_non_finite_logits_are_refused_whole(tmp_path: Path, bad: float) -> None
         writer.append(torch.arange(4), {"click": values}, step=31, scored_at=0)
     assert "2 of 4 logits of task 'click' are NaN or infinite, the first one of example 1" in str(caught.value)
     assert "step 31" in str(caught.value)
-    assert "go back to its last good checkpoint" in str(caught.value)
+    assert "lower its learning rate and train it again" in str(caught.value)
     put(writer, [0, 1])  # the good rows of the refused call are not pending
     assert writer.commit().count == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,3 +67,28 @@ def test_the_first_batch_of_a_source_is_checked(feed: ParquetSource, monkeypatch
     monkeypatch.setattr(Batch, "validate", lambda self, where: checked.append(where) or validate(self, where))
     assert len(list(data_module(feed, teacher_module(feed)).train_dataloader())) > 2
     assert checked == ["first batch"]
+
+
+def test_lightning_refusing_its_settings_is_a_usage_error(feed: ParquetSource, tmp_path: Path) -> None:
+    module = teacher_module(feed)
+    trainer = make(installed(), "trainer", {"name": "lightning", "accelerator": "abacus"})
+    with pytest.raises(UsageError, match=r"Lightning refuses the trainer's settings: .*abacus") as caught:
+        trainer.fit(module, data_module(feed, module), epochs=1, callbacks=[], out=tmp_path, title="teacher")
+    assert "'recdistill plugins show lightning' lists the settings" in str(caught.value)
+
+
+def test_few_updates_are_told_and_every_fit_leaves_a_log(
+    feed: ParquetSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = teacher_module(feed)
+    data = data_module(feed, module)
+    with caplog.at_level("INFO", logger="recdistill_lightning"):
+        make(installed(), "trainer", "lightning").fit(
+            module, data, epochs=1, callbacks=[], out=tmp_path / "log", title="the teacher"
+        )
+    updates = data.updates(1)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the teacher: {updates} updates in 1 passes",
+        "the teacher: so few updates rarely train a model; lower batch_size or raise batch_epochs",
+    ]
+    assert (tmp_path / "log/metrics.csv").read_text().count("\n") >= 2
