@@ -130,7 +130,7 @@ def test_a_signal_in_a_fit_fails_the_run_and_a_rerun_completes_it(name: str, fee
         str(out),
     ]
     running = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log = out / "seed-1/.teacher.part/log/log/metrics.csv"
+    log = out / "seed-1/.teacher.part/log/metrics.csv"
     until = time.monotonic() + 120
     while not log.exists():
         assert running.poll() is None, running.communicate()[1]
