@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recdistill_core.batch import TeacherSignal
 from recdistill_core.component import BuildContext
 from recdistill_core.interfaces import LabelVersion, LogitStore, SampleSource
 from recdistill_lightning.capture import LogitCapture, capture_after_training
@@ -15,6 +16,7 @@ from recdistill_pipeline.checkpoint import save_weights
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.models import build_student, build_teacher, debiaser_reports, fit_debiasers, read_order
 from recdistill_pipeline.plan import Plan
+from recdistill_pipeline.runconfig import TrainingConfig
 
 
 def fit_teacher(
@@ -23,16 +25,7 @@ def fit_teacher(
     """Train a teacher into ``out`` and leave its labels in the store; returns the step's facts."""
     config = plan.config.teacher_training
     module = build_teacher(plan, source.schema, seed)
-    data = DistillationDataModule(
-        source,
-        read_order(config),
-        train=split.teacher,
-        stream_from=split.stream,
-        batch_epochs=config.batch_epochs,
-        history=module.history,
-        seed=seed,
-    )
-    fit_debiasers(module, data)
+    data = _training_data(module, source, config, split.teacher, split.stream, seed)
     # resume: a crash may fall between the commit of the labels and that of the step
     facts = {
         "teacher": plan.teacher.plain(),
@@ -90,17 +83,7 @@ def fit_student(
         version = teacher["labels"]["version"]
         signal, coverage = read_labels(source, store, version, split.student, plan.config.capture.min_coverage)
         facts["labels"] = {**teacher["labels"], "coverage": coverage, "store": store.snapshot_id()}
-    data = DistillationDataModule(
-        source,
-        read_order(config),
-        train=split.student,
-        stream_from=split.stream,
-        batch_epochs=config.batch_epochs,
-        history=module.history,
-        labels=signal,
-        seed=seed,
-    )
-    fit_debiasers(module, data)
+    data = _training_data(module, source, config, split.student, split.stream, seed, signal)
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
     kind = "raw" if teacher is None else "distilled"
     title = f"{kind} {label}, seed {seed}"
@@ -109,6 +92,30 @@ def fit_student(
     save_weights(_served(module), out / "serving.safetensors")
     facts["debiasers"] = debiaser_reports(module)
     return facts
+
+
+def _training_data(
+    module: TeacherModule | StudentModule,
+    source: SampleSource,
+    config: TrainingConfig,
+    rows: tuple[int, int],
+    stream: int,
+    seed: int,
+    labels: TeacherSignal | None = None,
+) -> DistillationDataModule:
+    """The module's training rows, which its debiasers have looked at."""
+    data = DistillationDataModule(
+        source,
+        read_order(config),
+        train=rows,
+        stream_from=stream,
+        batch_epochs=config.batch_epochs,
+        history=module.history,
+        labels=labels,
+        seed=seed,
+    )
+    fit_debiasers(module, data)
+    return data
 
 
 def _served(module: StudentModule) -> dict[str, Any]:
