@@ -79,6 +79,7 @@ def build_student(
     # whatever the strategy or the loss drew must not move the towers of the distilled student away from the raw one's
     torch.set_rng_state(state)
     module = StudentModule(student, objectives, optimisation(plan.config.student_training))
+    seed_everything(seed)  # auxiliary towers drew too; what training draws (dropout) must start alike
     if weights is not None:
         restore(module, weights)
     return module

@@ -21,7 +21,6 @@ IMPORT_CORE = """
 import importlib, json, pkgutil, sys
 import recdistill_core
 names = [m.name for m in pkgutil.walk_packages(recdistill_core.__path__, "recdistill_core.")]
-names = [n for n in names if not n.startswith("recdistill_core.testing")]
 for name in names:
     importlib.import_module(name)
 print(json.dumps([names, sorted({n.partition(".")[0] for n in sys.modules})]))

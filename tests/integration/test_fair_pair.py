@@ -1,0 +1,38 @@
+"""Raw and distilled students differ in the teacher's labels and in nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pipeline_cases import STUDENT, config, run_of
+
+from recdistill_core.registry import installed
+from recdistill_parquet.dataset import ParquetSource
+from recdistill_pipeline.checkpoint import load_weights
+from recdistill_pipeline.models import build_student
+from recdistill_pipeline.plan import make_plan
+
+DROPPING: dict[str, Any] = {"name": "mlp", **STUDENT, "dropout": 0.3}
+
+
+@pytest.mark.parametrize("strategy", ["single", "rec_distill"])
+def test_training_starts_from_one_state_of_the_random_generator(
+    strategy: str, feed: ParquetSource, feed_path: Path
+) -> None:
+    plan = make_plan(config(feed_path, strategy={"name": strategy}), installed())
+    states = []
+    for distilled in (False, True):
+        build_student(plan, "mlp", feed.schema, 1, distilled=distilled)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_labels_of_no_weight_change_no_bit_of_a_student_with_dropout(feed_path: Path, tmp_path: Path) -> None:
+    weightless = {"name": "single", "alpha": 0.0}
+    run_of(tmp_path, config(feed_path, seeds=[1], students=[DROPPING], strategy=weightless)).all()
+    raw, distilled = (load_weights(tmp_path / f"seed-1/mlp-{kind}/model.safetensors") for kind in ("raw", "distilled"))
+    assert set(raw) == set(distilled)
+    assert all(torch.equal(raw[name], distilled[name]) for name in raw)
