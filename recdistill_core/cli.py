@@ -6,154 +6,38 @@ progress and messages go to stderr.
 
 from __future__ import annotations
 
+import copy
 import json as jsonlib
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+import recdistill_core
 from recdistill_core.component import Command
-from recdistill_core.errors import PluginError, RecdistillError, UsageError, suggest
-from recdistill_core.hookspecs import HOOKS
-from recdistill_core.registry import PluginRecord, Registered, Registry, installed
+from recdistill_core.console import JsonOption, emit, messages
+from recdistill_core.errors import PluginError, RecdistillError
+from recdistill_core.registry import PluginRecord, Registry, installed
+from recdistill_core.selection import Selection
+from recdistill_core.shell import doctor, plugins_app
+
+__all__ = ["JsonOption", "build_app", "emit", "main", "messages"]
 
 NOTES = "recdistill notes"
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
-
-
-def emit(data: Any, as_json: bool, render: Callable[[Console], None]) -> None:
-    """Print ``data`` as one JSON document, or whatever ``render`` draws on a console."""
-    if as_json:
-        sys.stdout.write(jsonlib.dumps(data, indent=2, default=str, allow_nan=False) + "\n")
-    else:
-        render(Console())
-
-
-def messages() -> Console:
-    """The console for progress and messages: stderr, so that stdout holds results alone."""
-    return Console(stderr=True)
-
-
-def _plain(record: PluginRecord, registry: Registry) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "distribution": record.distribution,
-        "version": record.version,
-        "status": record.status,
-        "reason": record.reason,
-        "components": [
-            {"kind": entry.kind, "name": entry.component.name, "summary": entry.component.summary}
-            for entry in registry.found
-            if entry.plugin is record
-        ],
-        "commands": [command.name for command, owner in registry.commands if owner is record],
-    }
-
-
-plugins_app = typer.Typer(help="What is installed.", no_args_is_help=True)
-
-
-@plugins_app.command("list")
-def plugins_list(json: JsonOption = False) -> None:
-    """List every plugin, what it offers, and why a failed one failed."""
-    registry = installed()
-    rows = [_plain(record, registry) for record in registry.plugins]
-
-    def render(console: Console) -> None:
-        table = Table("plugin", "distribution", "status", "offers")
-        for row in rows:
-            offers = [f"{c['kind']} [bold]{c['name']}[/bold]" for c in row["components"]]
-            offers += [f"command [bold]{name}[/bold]" for name in row["commands"]]
-            status = "ok" if row["status"] == "ok" else f"[red]failed[/red]: {escape(row['reason'])}"
-            table.add_row(row["name"], f"{row['distribution']} {row['version']}", status, ", ".join(offers))
-        console.print(table)
-
-    emit(rows, json, render)
-
-
-@plugins_app.command("show")
-def plugins_show(
-    name: Annotated[str, typer.Argument(help="Component name, or DISTRIBUTION:NAME.")],
-    kind: Annotated[str, typer.Option(help=f"One of: {', '.join(HOOKS)}.")] = "",
-    json: JsonOption = False,
-) -> None:
-    """Show one component: where it comes from, what it needs, its settings and their defaults."""
-    registry = installed()
-    if kind and kind not in HOOKS:
-        raise UsageError(f"unknown kind {kind!r}{suggest(kind, HOOKS)}", fix=f"use one of: {', '.join(HOOKS)}")
-    kinds = [kind] if kind else [k for k in HOOKS if any(_named(e, name) for e in registry.components(k))]
-    if not kinds:
-        raise registry.unknown("component", name, registry.found)
-    rows = [_describe(registry.get(k, name)) for k in kinds]
-
-    def render(console: Console) -> None:
-        for row in rows:
-            console.print(f"[bold]{row['kind']} {row['name']}[/bold] — {escape(row['summary'])}")
-            console.print(f"from {row['distribution']} {row['version']}, plugin API {row['api_version']}")
-            table = Table("setting", "type", "default")
-            for setting in row["settings"]:
-                table.add_row(setting["name"], escape(setting["type"]), escape(str(setting["default"])))
-            console.print(table)
-
-    emit(rows, json, render)
-
-
-def _named(entry: Registered, name: str) -> bool:
-    return name in (entry.component.name, entry.qualified)
-
-
-def _describe(entry: Registered) -> dict[str, Any]:
-    from dataclasses import MISSING, fields
-
-    component = entry.component
-    settings = []
-    for setting in fields(component.config):
-        default = setting.default if setting.default is not MISSING else setting.default_factory
-        shown = "required" if default is MISSING else default() if callable(default) else default
-        settings.append(
-            {
-                "name": setting.name,
-                "type": setting.type.__name__ if isinstance(setting.type, type) else str(setting.type),
-                "default": shown,
-            }
-        )
-    return {
-        "kind": entry.kind,
-        "name": component.name,
-        "summary": component.summary,
-        "distribution": entry.plugin.distribution,
-        "version": entry.plugin.version,
-        "api_version": component.api_version,
-        "example": dict(component.example),
-        "settings": settings,
-    }
-
-
-def doctor(json: JsonOption = False) -> None:
-    """Check this machine: versions, devices, plugins."""
-    from recdistill_core.diagnosis import diagnose
-
-    report = diagnose(installed())
-
-    def render(console: Console) -> None:
-        table = Table("check", "state", "detail")
-        for row in report["checks"]:
-            colour = {"ok": "green", "note": "yellow", "failed": "red"}[row["state"]]
-            table.add_row(row["check"], f"[{colour}]{row['state']}[/{colour}]", escape(row["detail"]))
-        console.print(table)
-
-    emit(report, json, render)
-    if not report["ok"]:
-        raise typer.Exit(4)
+#: A bug in this distribution is no third party's fault: it ends with exit code 1 and its traceback.
+OURS = "recdistill"
 
 
 def build_app(registry: Registry, argv: Sequence[str]) -> typer.Typer:
-    """The shell's app. A plugin's verb is imported only when ``argv`` asks for it; otherwise its summary stands in."""
+    """The shell's app. A plugin's verb is imported only when ``argv`` asks for it; otherwise its summary stands in.
+
+    Raises:
+        PluginError: if ``argv`` asks for a verb that cannot be loaded, or that more than one plugin registers.
+    """
     app = typer.Typer(
         name="recdistill",
         help="Distil a huge recommendation model into one small enough to serve.",
@@ -162,43 +46,119 @@ def build_app(registry: Registry, argv: Sequence[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    app.add_typer(plugins_app, name="plugins")
+    app.callback()(_options)
+    wanted = [word for word in argv if not word.startswith("-")][:2]
+    _refuse_twice(registry, wanted)
+    tops = {command.name: (command, owner) for command, owner in registry.commands if " " not in command.name}
+    inner = [(command, owner) for command, owner in registry.commands if " " in command.name]
+    heads = dict.fromkeys(["plugins", *tops, *(command.name.split(" ")[0] for command, _ in inner)])
+    for head in heads:
+        verbs = [(command, owner) for command, owner in inner if command.name.split(" ")[0] == head]
+        if head == "plugins":
+            app.add_typer(_extended(plugins_app, verbs, wanted), name=head)
+        elif head not in tops:
+            app.add_typer(_extended(typer.Typer(no_args_is_help=True), verbs, wanted), name=head, help=_origins(verbs))
+        else:
+            _add(app, *tops[head], verbs, wanted)
     app.command("doctor")(doctor)
-    wanted = next((word for word in argv if not word.startswith("-")), "")
-    owners = [owner for command, owner in registry.commands if command.name == wanted]
-    if len(owners) > 1:
-        raise PluginError(
-            f"command {wanted!r} is registered by {len(owners)} plugins",
-            where=", ".join(f"{owner.name} of {owner.distribution}" for owner in owners),
-            fix="uninstall all but one of them",
-        )
-    for command, owner in registry.commands:
-        _add(app, command, owner, load=command.name == wanted)
     return app
 
 
-def _add(app: typer.Typer, command: Command, owner: PluginRecord, load: bool) -> None:
-    help_text = f"{command.summary} [{owner.distribution}]"
-    named: dict[str, Any] = {"name": command.name, "help": help_text, "short_help": help_text}
-    if not load:
+def _print_version(wanted: bool) -> None:
+    """Print the version."""
+    if wanted:
+        typer.echo(f"recdistill {recdistill_core.__version__}")
+        raise typer.Exit
 
-        def stand_in() -> None:
-            raise AssertionError("a verb that is asked for is always loaded")
 
-        app.command(**named)(stand_in)
+def _options(
+    strict_plugins: Annotated[bool, typer.Option("--strict-plugins", help="Fail if any plugin fails to load.")] = False,
+    no_plugin: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Do not load this plugin. Repeatable.")
+    ] = None,
+    only_plugin: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Load only the plugins named so. Repeatable.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print it.")
+    ] = False,
+) -> None:
+    """Distil a huge recommendation model into one small enough to serve."""
+
+
+def _refuse_twice(registry: Registry, wanted: Sequence[str]) -> None:
+    for name in (" ".join(wanted[:1]), " ".join(wanted)):
+        owners = [owner for command, owner in registry.commands if command.name == name]
+        if len(owners) > 1:
+            raise PluginError(
+                f"command {name!r} is registered by {len(owners)} plugins",
+                where=", ".join(f"{owner.name} of {owner.distribution}" for owner in owners),
+                fix="uninstall all but one of them, or switch them off with --no-plugin",
+            )
+
+
+Owned = tuple[Command, PluginRecord]
+
+
+def _origins(verbs: Sequence[Owned]) -> str:
+    return f"Verbs of {', '.join(dict.fromkeys(owner.distribution for _, owner in verbs))}."
+
+
+def _add(
+    app: typer.Typer, command: Command, owner: PluginRecord, verbs: Sequence[Owned], wanted: Sequence[str]
+) -> None:
+    """Add a verb, or a group with what other plugins add to it."""
+    named = _named(command, owner, command.name)
+    if not command.group and any(verb.name == " ".join(wanted) for verb, _ in verbs):
+        raise PluginError(
+            f"command {verbs[0][0].name!r} needs a group {command.name!r}, which is a verb",
+            where=f"plugin {verbs[0][1].label}; the verb is of plugin {owner.label}",
+            fix="switch one of them off with --no-plugin, or report it to its author",
+        )
+    if wanted[:1] != [command.name]:
+        app.command(**named)(_stand_in)
     elif command.group:
-        app.add_typer(_loaded(command, owner), **named)
+        app.add_typer(_extended(_loaded(command, owner), verbs, wanted), **named)
     else:
         app.command(**named)(_loaded(command, owner))
+
+
+def _extended(group: typer.Typer, verbs: Sequence[Owned], wanted: Sequence[str]) -> typer.Typer:
+    """``group`` with the ``verbs`` that plugins add to it; only the wanted one is imported."""
+    made = copy.copy(group)
+    made.registered_commands = list(group.registered_commands)
+    own = {entry.name or getattr(entry.callback, "__name__", "") for entry in group.registered_commands}
+    for command, owner in verbs:
+        verb = command.name.split(" ")[1]
+        wants_this = " ".join(wanted) == command.name
+        if verb in own and not wants_this:
+            continue
+        if verb in own:
+            raise PluginError(
+                f"command {command.name!r} is there already",
+                where=f"plugin {owner.label} adds it a second time",
+                fix="switch that plugin off with --no-plugin, or report it to its author",
+            )
+        made.command(**_named(command, owner, verb))(_loaded(command, owner) if wants_this else _stand_in)
+    return made
+
+
+def _named(command: Command, owner: PluginRecord, name: str) -> dict[str, Any]:
+    help_text = f"{command.summary} [{owner.distribution}]"
+    return {"name": name, "help": help_text, "short_help": help_text}
+
+
+def _stand_in() -> None:
+    raise AssertionError("a verb that is asked for is always loaded")
 
 
 def _loaded(command: Command, owner: PluginRecord) -> Any:
     try:
         return command.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"command {command.name!r} cannot be loaded: {type(error).__name__}: {error}",
-            where=f"plugin {owner.name!r} of {owner.distribution}",
+            where=f"plugin {owner.label}",
             fix="mend or reinstall the plugin, or report it to its author",
         ) from error
 
@@ -206,16 +166,49 @@ def _loaded(command: Command, owner: PluginRecord) -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the shell and exit with the code that belongs to what happened."""
     words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
     _show_notes()
+    registry: Registry | None = None
     try:
+        rest = _select(words)
+        registry = installed()
         # typer prints its own usage errors and exits with 2; some releases bring a click of their own, so there is
         # no exception class here that would catch them all
-        build_app(installed(), words)(args=words, prog_name="recdistill")
+        build_app(registry, rest)(args=words, prog_name="recdistill")
     except KeyboardInterrupt:
         sys.exit(130)
     except RecdistillError as error:
-        _report(error, as_json="--json" in words)
+        _report(error, as_json)
         sys.exit(error.exit_code)
+    except Exception as error:
+        culprit = registry.culprit(error) if registry else None
+        if culprit is None or culprit.distribution == OURS:
+            raise
+        traceback.print_exc()
+        blamed = PluginError(
+            f"plugin {culprit.label} failed: {type(error).__name__}: {error}",
+            where=f"module {culprit.module}; the traceback above ends in its code",
+            fix="report it to the plugin's author, or do without it",
+        )
+        _report(blamed, as_json)
+        sys.exit(blamed.exit_code)
+
+
+def _select(words: Sequence[str]) -> list[str]:
+    """Put the shell's own options, which stand before the verb, into the environment; return what follows them."""
+    strict, without, only = False, list[str](), list[str]()
+    rest = list(words)
+    while rest and rest[0].startswith("-"):
+        option, equals, value = rest.pop(0).partition("=")
+        if option == "--strict-plugins":
+            strict = True
+        elif option in ("--no-plugin", "--only-plugin"):
+            names = without if option == "--no-plugin" else only
+            names += [value] if equals else [rest.pop(0)] if rest else []
+    if strict or without or only:
+        selection = Selection.from_environment().and_also(strict, without, only)
+        os.environ.update(selection.environment())
+    return rest
 
 
 def _show_notes() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from recdistill_core.schema import Schema
 
 #: Version of the contracts between the core and its plugins.
 RECDISTILL_API = 1
+#: The oldest version that is still served; a component that was written for an older or a newer one is refused.
+OLDEST_API = 1
 
 #: What a component may need of the data or of its neighbours; ``wiring.check`` compares it with what they give.
 CAPABILITIES: Mapping[str, str] = {
@@ -50,18 +53,22 @@ class Component:
         config: a frozen dataclass; its ``__post_init__`` checks ranges and raises ValueError.
         build: ``build(config, context)`` makes the object; heavy imports belong inside it.
         summary: one line for ``recdistill plugins list``.
-        example: field values with which the conformance kit builds it.
+        example: field values with which the conformance kit builds it; or a function of an empty folder that returns
+            them and may write the files that they name into that folder.
         needs: capabilities it needs, or a function of its config that returns them.
-        api_version: the ``RECDISTILL_API`` it was written for.
+        expected_failures: checks of the conformance kit that it fails by design -> the reason.
+        api_version: the ``RECDISTILL_API`` it was written for, as a literal number: 1. Naming the constant would claim
+            that it suits every version to come.
     """
 
     name: str
     config: type[Any]
     build: Callable[[Any, BuildContext], Any]
     summary: str
-    example: Mapping[str, Any] = field(default_factory=dict)
+    example: Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] = field(default_factory=dict)
     needs: frozenset[str] | Callable[[Any], frozenset[str]] = frozenset()
-    api_version: int = RECDISTILL_API
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+    api_version: int = field(kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
@@ -70,6 +77,13 @@ class Component:
             raise TypeError(f"component {self.name!r}: config must be a dataclass type, not {self.config!r}")
         if not callable(self.build):
             raise TypeError(f"component {self.name!r}: build must be callable")
+        for check, reason in self.expected_failures.items():
+            if not reason.strip():
+                raise ValueError(f"component {self.name!r}: the expected failure of {check!r} needs a reason")
+
+    def example_in(self, folder: Path) -> Mapping[str, Any]:
+        """The example's field values; files that they name are written into ``folder``."""
+        return self.example(folder) if callable(self.example) else self.example
 
     def needs_of(self, config: Any) -> frozenset[str]:
         """The capabilities that this component needs under ``config``."""
@@ -85,7 +99,8 @@ class Command:
     """A verb, or a group of verbs, that a plugin adds to the ``recdistill`` command.
 
     Attributes:
-        name: the verb (``run``) or group (``data``).
+        name: the verb (``run``) or group (``data``), or both (``data check``): a verb in a group that this or another
+            plugin, or the shell (``plugins``), adds.
         load: returns a ``typer.Typer`` app (a group) or a function (a verb); imported only when used.
         summary: one line for ``recdistill --help``.
         group: True where ``load`` returns a ``typer.Typer``.
@@ -95,3 +110,10 @@ class Command:
     load: Callable[[], Any]
     summary: str
     group: bool = False
+
+    def __post_init__(self) -> None:
+        words = self.name.split(" ")
+        if not all(word.replace("_", "").replace("-", "").isalnum() for word in words) or len(words) > 2:
+            raise ValueError(f"command name {self.name!r} must be a verb, or a group and a verb")
+        if self.group and len(words) > 1:
+            raise ValueError(f"command {self.name!r}: a group holds verbs, no groups")

@@ -151,11 +151,11 @@ class Resolved:
         """Capabilities this component needs; see ``component.CAPABILITIES``."""
         try:
             return self.entry.component.needs_of(self.config)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{self.label} cannot say what it needs: {error}", where=self._origin()) from error
 
     def _origin(self) -> str:
-        return f"plugin {self.entry.plugin.name!r} of {self.entry.plugin.distribution}"
+        return f"plugin {self.entry.plugin.label}"
 
     def build(self, context: BuildContext) -> Any:
         """Make the object.
@@ -167,7 +167,7 @@ class Resolved:
             made = self.entry.component.build(self.config, context)
         except RecdistillError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.label} cannot be built: {type(error).__name__}: {error}",
                 where=self._origin(),

@@ -16,7 +16,7 @@ Every hook returns a list of records; nothing heavy is imported until a componen
 
     @rd.hookimpl
     def recdistill_losses():
-        return [rd.Component("hinge", HingeConfig, build, "Squared hinge on the teacher's sign")]
+        return [rd.Component("hinge", HingeConfig, build, "Squared hinge on the teacher's sign", api_version=1)]
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ HOOKS = {
     "source": "recdistill_sources",
     "importer": "recdistill_importers",
     "trainer": "recdistill_trainers",
+    "exporter": "recdistill_exporters",
 }
 COMMAND_HOOK = "recdistill_commands"
 
@@ -93,6 +94,11 @@ def recdistill_importers() -> list[Component]:  # type: ignore[empty-body]  # a 
 @hookspec
 def recdistill_trainers() -> list[Component]:  # type: ignore[empty-body]  # a hook specification has no body
     """Trainers; ``build`` returns an :class:`recdistill_core.interfaces.Trainer`."""
+
+
+@hookspec
+def recdistill_exporters() -> list[Component]:  # type: ignore[empty-body]  # a hook specification has no body
+    """Exporters; ``build`` returns an :class:`recdistill_core.interfaces.Exporter`."""
 
 
 @hookspec

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recdistill_core.batch import Batch, TeacherSignal
-from recdistill_core.errors import DataError
+from recdistill_core.errors import DataError, PluginError
 from recdistill_core.interfaces import Debiaser, DistillationLoss, HeadStrategy
 
 
@@ -51,7 +51,8 @@ class Objective(nn.Module):
         parts = _Parts(self, batch)
         if self.strategy is None:
             return {"main/hard": parts.hard(heads["main"])}
-        return self.strategy.terms(heads, parts)
+        found = self.strategy.terms(heads, parts)
+        return {name: _per_row(values, batch, self.strategy, f"term {name!r}") for name, values in found.items()}
 
     def reduce(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Scalar: the sum of the terms' means over rows."""
@@ -76,7 +77,7 @@ class _Parts:
         device = batch.event_time.device
         self.weight = torch.ones(len(batch), device=device)
         for debiaser in objective.all_debiasers():
-            self.weight = self.weight * debiaser.weight(batch, self.task)
+            self.weight = self.weight * _per_row(debiaser.weight(batch, self.task), batch, debiaser, "weight")
 
     def hard(self, logit: Tensor) -> Tensor:
         for debiaser in self.objective.all_debiasers():
@@ -101,7 +102,18 @@ class _Parts:
         if loss is None:
             raise ValueError("this objective was built without a distillation loss")
         values: Tensor = loss(student, teacher, self.batch, self.weight * valid)
-        return values
+        return _per_row(values, self.batch, loss, "loss")
+
+
+def _per_row(values: Tensor, batch: Batch, made_by: nn.Module, what: str) -> Tensor:
+    """``values``, or a PluginError where they are not ``[N]``: a component that reduces by itself would train on."""
+    if values.shape != (len(batch),):
+        raise PluginError(
+            f"{type(made_by).__name__} returned a {what} of shape {list(values.shape)} for {len(batch)} rows",
+            where=f"{type(made_by).__module__}",
+            fix=f"return one value per row, shape [{len(batch)}]; recdistill reduces",
+        )
+    return values
 
 
 def _absent(logit: Tensor, task: str) -> TeacherSignal:

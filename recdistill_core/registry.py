@@ -1,27 +1,19 @@
-"""Finds plugins, attributes each to its distribution, and keeps a broken one from hurting the rest.
-
-pluggy's own loader stops at the first plugin that raises and lets a mistyped hook pass, so entry points are walked here
-one by one and every hook is checked as soon as its plugin is registered.
-"""
+"""Finds plugins, attributes each to its distribution, and keeps a broken one from hurting the rest."""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
-import inspect
+import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-import pluggy
-
-from recdistill_core import hookspecs
-from recdistill_core.component import RECDISTILL_API, Command, Component
+from recdistill_core.component import Command, Component
 from recdistill_core.errors import PluginError, suggest
+from recdistill_core.loading import load_plugin
+from recdistill_core.selection import Selection
 
 GROUP = "recdistill"
-#: Verbs of the shell itself, which no plugin may replace.
-SHELL_VERBS = ("plugins", "doctor")
 
 
 @dataclass(frozen=True)
@@ -31,23 +23,32 @@ class PluginRecord:
     Attributes:
         name: entry-point name. distribution, version: the installed project that ships it.
         error: why it failed, or None; a failed plugin offers nothing.
+        off: why it was not loaded at all, or an empty string.
+        module: the module that the entry point names.
     """
 
     name: str
     distribution: str
     version: str
     error: BaseException | None = None
+    off: str = ""
+    module: str = ""
 
     @property
     def status(self) -> str:
-        """``ok`` or ``failed``."""
-        return "failed" if self.error else "ok"
+        """``ok``, ``failed`` or ``off``."""
+        return "failed" if self.error else "off" if self.off else "ok"
+
+    @property
+    def label(self) -> str:
+        """``'hinge' (recdistill-hinge 1.2.3)`` for messages."""
+        return f"{self.name!r} ({self.distribution} {self.version})"
 
     @property
     def reason(self) -> str:
-        """Why it failed, on one line, or an empty string."""
+        """Why it failed or is off, on one line, or an empty string."""
         if self.error is None:
-            return ""
+            return self.off
         text = " ".join(str(self.error).split()) or "no message"
         return text if isinstance(self.error, PluginError) else f"{type(self.error).__name__}: {text}"
 
@@ -106,119 +107,120 @@ class Registry:
     def unknown(self, kind: str, name: str, entries: Sequence[Registered]) -> PluginError:
         """The error for a ``name`` that is not among ``entries``, chained to a plugin that failed and may hold it."""
         names = list(dict.fromkeys(entry.component.name for entry in entries))
-        failed = sorted((p for p in self.plugins if p.error), key=lambda p: name not in f"{p.name} {p.distribution}")
-        broken = "; ".join(f"{p.name} ({p.distribution} {p.version}): {p.reason}" for p in failed)
+        absent = [p for p in self.plugins if p.status != "ok"]
+        absent.sort(key=lambda p: (name not in f"{p.name} {p.distribution}", p.error is None))
+        broken = "; ".join(f"{p.name} ({p.distribution} {p.version}): {p.reason}" for p in absent)
         error = PluginError(
             f"no {kind} is named {name!r}{suggest(name, names)}",
-            where=f"failed plugins, one of which may hold it: {broken}" if broken else None,
+            where=f"plugins that failed or are off, one of which may hold it: {broken}" if broken else None,
             fix=f"use one of: {', '.join(names) or 'none installed'}; or install the plugin that has it",
         )
-        error.__cause__ = failed[0].error if failed else None
+        error.__cause__ = next((p.error for p in absent if p.error), None)
         return error
 
+    def rivals(self, entry: Registered) -> tuple[str, ...]:
+        """Other distributions that register the kind and name of ``entry``, which must then be qualified."""
+        return tuple(
+            other.plugin.distribution
+            for other in self.components(entry.kind)
+            if other.component.name == entry.component.name and other.plugin is not entry.plugin
+        )
 
-def discover(entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> Registry:
+    def culprit(self, error: BaseException) -> PluginRecord | None:
+        """The plugin whose code was running nearest to where ``error`` was raised, or None."""
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        for module in reversed(modules):
+            shared = {record: _shared_parts(module, record.module) for record in self.plugins}
+            nearest = max(shared, key=lambda record: shared[record], default=None)
+            if nearest is not None and shared[nearest] > 0:
+                return nearest
+        return None
+
+
+def discover(
+    entry_points: Iterable[importlib.metadata.EntryPoint] | None = None, selection: Selection | None = None
+) -> Registry:
     """Load every plugin of the ``recdistill`` entry-point group.
 
     Args:
         entry_points: instead of the installed ones, for tests.
+        selection: which plugins may load; all where None.
+
+    Raises:
+        UsageError: if the selection names a plugin that is not there.
+        PluginError: if the selection is strict and a plugin fails.
     """
+    selection = selection or Selection()
     if entry_points is None:
         entry_points = importlib.metadata.entry_points(group=GROUP)
+    points = sorted(entry_points, key=lambda p: (_distribution(p), p.name))
+    selection.check((point.name, _distribution(point)) for point in points)
     plugins: list[PluginRecord] = []
     found: list[Registered] = []
     commands: list[tuple[Command, PluginRecord]] = []
-    for point in sorted(entry_points, key=lambda p: (_distribution(p), p.name)):
-        record = PluginRecord(point.name, _distribution(point), _version(point))
-        try:
-            offered, verbs = _load(point)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a plugin may raise anything, SystemExit included
-            record = PluginRecord(record.name, record.distribution, record.version, error)
-            offered, verbs = [], []
+    for point in points:
+        record, offered, verbs = _isolated(point, selection, found)
         plugins.append(record)
         found.extend(Registered(kind, component, record) for kind, component in offered)
         commands.extend((verb, record) for verb in verbs)
+    if selection.strict:
+        _refuse_failures(plugins)
     return Registry(tuple(plugins), tuple(found), tuple(commands))
 
 
-@functools.cache
 def installed() -> Registry:
-    """The registry of this process, made on first use."""
-    return discover()
+    """The registry of this process, made on first use; :mod:`recdistill_core.selection` says which plugins load."""
+    return _installed(Selection.from_environment())
 
 
-def _load(point: importlib.metadata.EntryPoint) -> tuple[list[tuple[str, Component]], list[Command]]:
-    """Import one plugin alone, check its hooks and collect what it offers."""
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    plugin = point.load()
-    manager.register(plugin, name=point.name)
-    known = [*hookspecs.HOOKS.values(), hookspecs.COMMAND_HOOK]
-    for name in dir(plugin):
-        marked = manager.parse_hookimpl_opts(plugin, name)
-        if marked and name not in known:
-            raise PluginError(
-                f"unknown hook {name!r}{suggest(name, known)}", where=point.value, fix=f"hooks are: {', '.join(known)}"
-            )
-        if not marked and name in known and inspect.isroutine(getattr(plugin, name)):
-            raise PluginError(
-                f"function {name!r} is named like a hook but not marked as one",
-                where=point.value,
-                fix="mark it with @recdistill_core.hookimpl, or give it another name",
-            )
-    if not manager.get_hookcallers(plugin):
+@functools.cache
+def _installed(selection: Selection) -> Registry:
+    return discover(selection=selection)
+
+
+def _isolated(
+    point: importlib.metadata.EntryPoint, selection: Selection, found: Sequence[Registered]
+) -> tuple[PluginRecord, list[tuple[str, Component]], list[Command]]:
+    """One plugin's record and what it offers; whatever it raises ends up in the record."""
+    record = PluginRecord(point.name, _distribution(point), _version(point), module=point.module)
+    off = selection.why_off(record.name, record.distribution)
+    if off:
+        return replace(record, off=off), [], []
+    try:
+        offered, verbs = load_plugin(point)
+        for kind, component in offered:
+            for entry in found:
+                if (entry.kind, entry.qualified) == (kind, f"{record.distribution}:{component.name}"):
+                    raise PluginError(
+                        f"the distribution registers {kind} {component.name!r} more than once",
+                        where=f"entry points {entry.plugin.name!r} and {record.name!r} of {record.distribution}",
+                        fix="give one of them another name",
+                    )
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything, SystemExit included
+        return replace(record, error=error), [], []
+    return record, offered, verbs
+
+
+def _refuse_failures(plugins: Sequence[PluginRecord]) -> None:
+    failed = [record for record in plugins if record.error]
+    if failed:
         raise PluginError(
-            "the plugin implements no hook",
-            where=point.value,
-            fix="mark a hook function with @recdistill_core.hookimpl",
-        )
-    offered = [
-        (kind, _checked(entry, hook, Component))
-        for kind, hook in hookspecs.HOOKS.items()
-        for entry in _call(manager, hook)
-    ]
-    for _, component in offered:
-        if component.api_version != RECDISTILL_API:
-            raise PluginError(
-                f"component {component.name!r} was written for plugin API {component.api_version}, "
-                f"this is API {RECDISTILL_API}",
-                where=point.value,
-                fix="install a release of the plugin that matches this recdistill",
-            )
-    names = [(kind, component.name) for kind, component in offered]
-    for kind, name in names:
-        if names.count((kind, name)) > 1:
-            raise PluginError(f"the plugin registers {kind} {name!r} more than once", where=point.value)
-    hook = hookspecs.COMMAND_HOOK
-    verbs: list[Command] = [_checked(entry, hook, Command) for entry in _call(manager, hook)]
-    for verb in verbs:
-        if verb.name in SHELL_VERBS:
-            raise PluginError(
-                f"command {verb.name!r} belongs to the shell", where=point.value, fix="give the command another name"
-            )
-    return offered, verbs
+            f"{len(failed)} of {len(plugins)} plugins failed to load, and --strict-plugins is on",
+            where="; ".join(f"{record.label}: {record.reason}" for record in failed),
+            fix="mend or uninstall them, or switch them off with --no-plugin",
+        ) from failed[0].error
 
 
-def _call(manager: pluggy.PluginManager, hook: str) -> list[Any]:
-    caller = getattr(manager.hook, hook)
-    if not caller.get_hookimpls():
-        return []
-    answers = caller()
-    if len(answers) != 1 or not isinstance(answers[0], Iterable):
-        got = type(answers[0]).__name__ if answers else "None"
-        raise PluginError(f"hook {hook!r} returned {got}, not a list", fix="return a list, even of one entry")
-    return list(answers[0])
-
-
-def _checked(entry: Any, hook: str, kind: type[Any]) -> Any:
-    if not isinstance(entry, kind):
-        raise PluginError(
-            f"hook {hook!r} returned {type(entry).__name__}, not {kind.__name__}",
-            fix=f"return a list of recdistill_core.{kind.__name__}",
-        )
-    return entry
+def _shared_parts(module: str, plugin: str) -> int:
+    """How many leading parts of two dotted names agree."""
+    count = 0
+    for mine, theirs in zip(module.split("."), plugin.split("."), strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count
 
 
 def _distribution(point: importlib.metadata.EntryPoint) -> str:

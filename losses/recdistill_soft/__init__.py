@@ -62,13 +62,22 @@ def build_mse(config: MSEConfig, context: BuildContext) -> DistillationLoss:
 def recdistill_losses() -> list[Component]:
     """``soft_ce``, ``kl`` and ``mse``."""
     return [
-        Component("soft_ce", SoftCEConfig, build_soft_ce, "Binary cross-entropy on the teacher's probability"),
+        Component(
+            "soft_ce", SoftCEConfig, build_soft_ce, "Binary cross-entropy on the teacher's probability", api_version=1
+        ),
         Component(
             "kl",
             KLConfig,
             build_kl,
             "tau^2 * KL(teacher || student) with both logits divided by tau",
             example={"temperature": 2.0},
+            api_version=1,
         ),
-        Component("mse", MSEConfig, build_mse, "Squared error of probabilities; ablation, its gradient vanishes"),
+        Component(
+            "mse",
+            MSEConfig,
+            build_mse,
+            "Squared error of probabilities; ablation, its gradient vanishes",
+            api_version=1,
+        ),
     ]

@@ -49,5 +49,6 @@ def recdistill_debiasers() -> list[Component]:
             build,
             "Weights rows by 1 / propensity, clipped and self-normalised",
             needs=frozenset({"propensity"}),
+            api_version=1,
         )
     ]

@@ -94,5 +94,6 @@ def recdistill_importers() -> list[Component]:
             build,
             "KuaiRand-Pure short-video log (Gao et al., CIKM 2022): official release or processed slice",
             example={"path": "KuaiRand-Pure"},
+            api_version=1,
         )
     ]

@@ -86,4 +86,4 @@ def build(config: TrainerConfig, context: BuildContext) -> Any:
 @hookimpl
 def recdistill_trainers() -> list[Component]:
     """``lightning``."""
-    return [Component("lightning", TrainerConfig, build, "lightning.Trainer with a CSV log")]
+    return [Component("lightning", TrainerConfig, build, "lightning.Trainer with a CSV log", api_version=1)]

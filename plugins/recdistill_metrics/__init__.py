@@ -108,9 +108,17 @@ def build_ece(config: EceConfig, context: BuildContext) -> Metric:
 def recdistill_metrics() -> list[Component]:
     """``auc``, ``gauc``, ``ne``, ``calibration`` and ``ece``."""
     return [
-        Component("auc", AucConfig, build_auc, "Area under the ROC curve, ties counted half"),
-        Component("gauc", GaucConfig, build_gauc, "AUC within each user, averaged by impressions"),
-        Component("ne", NeConfig, build_ne, "Log loss / entropy of the base rate; lower is better"),
-        Component("calibration", CalibrationConfig, build_calibration, "Sum of predictions / sum of labels; 1 is best"),
-        Component("ece", EceConfig, build_ece, "Calibration error over bins of equal mass; lower is better"),
+        Component("auc", AucConfig, build_auc, "Area under the ROC curve, ties counted half", api_version=1),
+        Component("gauc", GaucConfig, build_gauc, "AUC within each user, averaged by impressions", api_version=1),
+        Component("ne", NeConfig, build_ne, "Log loss / entropy of the base rate; lower is better", api_version=1),
+        Component(
+            "calibration",
+            CalibrationConfig,
+            build_calibration,
+            "Sum of predictions / sum of labels; 1 is best",
+            api_version=1,
+        ),
+        Component(
+            "ece", EceConfig, build_ece, "Calibration error over bins of equal mass; lower is better", api_version=1
+        ),
     ]

@@ -65,6 +65,7 @@ def recdistill_sources() -> list[rd.Component]:
             _source,
             "A dataset directory: memory-mapped Arrow parts, histories stored once per user",
             example={"path": "dataset"},
+            api_version=1,
         )
     ]
 
@@ -79,5 +80,6 @@ def recdistill_stores() -> list[rd.Component]:
             _store,
             "Raw teacher logits in immutable Parquet segments with atomic commits",
             example={"path": "labels"},
+            api_version=1,
         )
     ]

@@ -85,6 +85,7 @@ def recdistill_debiasers() -> list[Component]:
             build_tower,
             "Adds a learnt bias per position in training; absent when served",
             needs=needs,
+            api_version=1,
         ),
         Component(
             "pal",
@@ -92,5 +93,6 @@ def recdistill_debiasers() -> list[Component]:
             build_pal,
             "P(click) = P(seen | position) * P(click | seen); serves the second factor",
             needs=needs,
+            api_version=1,
         ),
     ]

@@ -86,5 +86,6 @@ def recdistill_debiasers() -> list[Component]:
             build,
             "Corrects probabilities for known keep rates of positives and negatives",
             needs=needs,
+            api_version=1,
         )
     ]

@@ -133,5 +133,6 @@ def recdistill_importers() -> list[Component]:
             build,
             "Simulated feed with known truth, position bias, propensities and down-sampling",
             example={"users": 50, "items": 60, "impressions": 600, "history_length": 10},
+            api_version=1,
         )
     ]

@@ -45,6 +45,14 @@ def recdistill_strategies() -> list[Component]:
             build_rec_distill,
             "Main tower on hard labels, auxiliary tower on hard and soft labels",
             needs=teacher,
+            api_version=1,
         ),
-        Component("single", AlphaConfig, build_single, "Hard and soft labels on the one served head", needs=teacher),
+        Component(
+            "single",
+            AlphaConfig,
+            build_single,
+            "Hard and soft labels on the one served head",
+            needs=teacher,
+            api_version=1,
+        ),
     ]

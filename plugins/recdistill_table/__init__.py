@@ -80,5 +80,6 @@ def recdistill_importers() -> list[rd.Component]:
             _importer,
             "Anyone's CSV or Parquet log, described by a YAML file",
             example={"path": "impressions.csv", "schema": "schema.yaml"},
+            api_version=1,
         )
     ]

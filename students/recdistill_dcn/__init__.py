@@ -54,4 +54,4 @@ def build(config: DCNConfig, context: BuildContext) -> Any:
 def recdistill_students() -> list[Component]:
     """``dcn``."""
     example = {"embedding": 4, "cross_layers": 2, "rank": 3, "hidden": [8, 4], "tower": 4, "recent": 3}
-    return [Component("dcn", DCNConfig, build, "DCN-v2 cross network beside dense layers", example)]
+    return [Component("dcn", DCNConfig, build, "DCN-v2 cross network beside dense layers", example, api_version=1)]

@@ -46,4 +46,4 @@ def build(config: MLPConfig, context: BuildContext) -> Any:
 def recdistill_students() -> list[Component]:
     """``mlp``."""
     example = {"embedding": 4, "hidden": [8, 4], "tower": 4, "recent": 3}
-    return [Component("mlp", MLPConfig, build, "Embeddings and dense layers", example)]
+    return [Component("mlp", MLPConfig, build, "Embeddings and dense layers", example, api_version=1)]

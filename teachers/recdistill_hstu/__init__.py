@@ -42,5 +42,6 @@ def recdistill_teachers() -> list[rd.Component]:
                 "hidden": (16,),
             },
             needs=frozenset({"history"}),
+            api_version=1,
         )
     ]

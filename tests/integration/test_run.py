@@ -289,7 +289,7 @@ class Oracle:
 def test_a_teacher_that_cannot_be_trained_is_refused(feed_path: Path, tmp_path: Path) -> None:
     registry = installed()
     empty = make_dataclass("Empty", [], frozen=True)
-    component = Component("oracle", empty, lambda config, context: Oracle(), "scores alone")
+    component = Component("oracle", empty, lambda config, context: Oracle(), "scores alone", api_version=1)
     entry = replace(registry.get("teacher", "hstu"), component=component)
     registry = replace(registry, found=(*registry.found, entry))
     plan = make_plan(config(feed_path, teacher={"name": "oracle"}), registry)

@@ -86,7 +86,7 @@ class Config:
     margin: float = 1.0
 
 def loss(name, **more):
-    return rd.Component(name, Config, lambda config, context: None, "a loss", **more)
+    return rd.Component(name, Config, lambda config, context: None, "a loss", **{"api_version": 1, **more})
 """
 
 

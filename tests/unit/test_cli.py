@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from recdistill_core import BuildContext, Command, Component, cli, diagnosis
+from recdistill_core import BuildContext, Command, Component, cli, diagnosis, shell
 from recdistill_core.errors import DataError
 from recdistill_core.registry import PluginRecord, Registered, Registry, installed
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "kuairand.yaml"
-VERBS = {"doctor", "plugins", "demo", "run", "data", "teacher", "student", "evaluate", "config"}
+VERBS = {"doctor", "plugins", "demo", "run", "data", "teacher", "student", "evaluate", "export", "config"}
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,14 @@ def other(
     base = installed()
     record = PluginRecord("other", "rd-other", "1.0", ImportError(reason) if reason else None)
     found = tuple(
-        Registered("loss", Component(name, BuildContext, BuildContext, "[bold] [/x] loss"), record)
+        Registered("loss", Component(name, BuildContext, BuildContext, "[bold] [/x] loss", api_version=1), record)
         for name in components
     )
     registry = Registry(
         (*base.plugins, record), (*base.found, *found), (*base.commands, *((verb, record) for verb in commands))
     )
-    monkeypatch.setattr(cli, "installed", lambda: registry)
+    for module in (cli, shell):
+        monkeypatch.setattr(module, "installed", lambda: registry)
 
 
 def test_help_lists_every_verb_with_its_distribution(recdistill: Shell) -> None:
@@ -83,7 +84,7 @@ def test_plugins_list_is_one_document(recdistill: Shell) -> None:
     assert (done.code, done.err) == (0, "")
     rows = {row["name"]: row for row in json.loads(done.out)}
     assert rows["soft"]["components"][0] == {
-        "kind": "loss", "name": "soft_ce", "summary": rows["soft"]["components"][0]["summary"],
+        "kind": "loss", "name": "soft_ce", "summary": rows["soft"]["components"][0]["summary"], "also_in": [],
     }  # fmt: skip
     assert set(rows["pipeline"]["commands"]) == VERBS - {"doctor", "plugins"}
     assert {row["status"] for row in rows.values()} == {"ok"}
@@ -129,7 +130,7 @@ def test_an_unknown_component_is_a_plugin_error(recdistill: Shell) -> None:
     )
     assert "or install the plugin that has it" in done.err
     error = json.loads(recdistill("plugins", "show", "qqq", "--json").out)
-    assert error["error"].startswith("no component is named 'qqq'\n  to do: use one of: dcn, hstu, ")
+    assert error["error"].startswith("no component is named 'qqq'\n  to do: use one of: dcn, ")
     assert (error["kind"], error["exit_code"], error["causes"]) == ("PluginError", 4, [])
     done = recdistill("plugins", "show", "ml", "--kind", "student")
     assert done.err.startswith(
@@ -144,7 +145,8 @@ def test_an_unknown_component_is_chained_to_a_failed_plugin(recdistill: Shell, m
     done = recdistill("plugins", "show", "other")
     assert done.code == 4
     assert (
-        "where: failed plugins, one of which may hold it: other (rd-other 1.0): ImportError: needs libmagic" in done.err
+        "where: plugins that failed or are off, one of which may hold it: "
+        "other (rd-other 1.0): ImportError: needs libmagic" in done.err
     )
     assert "caused by ImportError: needs libmagic" in done.err
     error = json.loads(recdistill("plugins", "show", "other", "--json").out)
@@ -253,7 +255,7 @@ def test_a_verb_that_cannot_be_loaded_names_its_plugin(recdistill: Shell, monkey
     assert done.code == 4
     assert done.err == (
         "error: command 'act' cannot be loaded: ImportError: needs libmagic\n"
-        "  where: plugin 'other' of rd-other\n"
+        "  where: plugin 'other' (rd-other 1.0)\n"
         "  to do: mend or reinstall the plugin, or report it to its author\n"
         "  caused by ImportError: needs libmagic\n"
     )
@@ -266,5 +268,5 @@ def test_no_plugin_takes_a_verb_from_another(recdistill: Shell, monkeypatch: pyt
     assert done.err == (
         "error: command 'run' is registered by 2 plugins\n"
         "  where: pipeline of recdistill, other of rd-other\n"
-        "  to do: uninstall all but one of them\n"
+        "  to do: uninstall all but one of them, or switch them off with --no-plugin\n"
     )

@@ -183,7 +183,7 @@ def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
 
 def entry(build: Any, kind: str = "loss", **more: Any) -> Registry:
     plugin = PluginRecord("point", "rd-foo", "1.0")
-    component = Component("foo", Inner, build, "a loss", **more)
+    component = Component("foo", Inner, build, "a loss", api_version=1, **more)
     return Registry((plugin,), (Registered(kind, component, plugin),))
 
 
@@ -231,7 +231,7 @@ def test_make_builds_in_one_call() -> None:
 def test_a_build_that_returns_the_wrong_thing(kind: str, made: Any, message: str) -> None:
     with pytest.raises(PluginError) as error:
         make(entry(lambda config, context: made, kind), kind, "foo")
-    assert str(error.value).startswith(f"{message}\n  where: plugin 'point' of rd-foo\n  to do: return a")
+    assert str(error.value).startswith(f"{message}\n  where: plugin 'point' (rd-foo 1.0)\n  to do: return a")
 
 
 def test_a_build_that_raises_is_attributed() -> None:
@@ -242,7 +242,7 @@ def test_a_build_that_raises_is_attributed() -> None:
         make(entry(build), "loss", "foo")
     assert str(error.value) == (
         "loss 'foo' cannot be built: KeyError: 'weights'\n"
-        "  where: plugin 'point' of rd-foo\n"
+        "  where: plugin 'point' (rd-foo 1.0)\n"
         "  to do: mend its configuration, or report it to the plugin's author"
     )
     assert isinstance(error.value.__cause__, KeyError)
@@ -260,7 +260,7 @@ def test_needs_that_nobody_knows_are_attributed() -> None:
         Resolved(registry.found[0], Inner()).needs()
     assert str(error.value) == (
         "loss 'foo' cannot say what it needs: component 'foo' needs unknown capabilities ['postion']\n"
-        "  where: plugin 'point' of rd-foo"
+        "  where: plugin 'point' (rd-foo 1.0)"
     )
 
 

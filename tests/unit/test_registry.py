@@ -20,7 +20,7 @@ def recdistill_losses():
 HOOKS = (
     "recdistill_teachers, recdistill_students, recdistill_losses, recdistill_debiasers, recdistill_strategies, "
     "recdistill_metrics, recdistill_stores, recdistill_sources, recdistill_importers, recdistill_trainers, "
-    "recdistill_commands"
+    "recdistill_exporters, recdistill_commands"
 )
 #: name of the case -> (module body, the whole reason that is shown)
 BROKEN = {
@@ -64,7 +64,36 @@ BROKEN = {
     "old_api": (
         "@rd.hookimpl\ndef recdistill_losses():\n    return [loss('x', api_version=0)]",
         "component 'x' was written for plugin API 0, this is API 1 where: fake_old_api "
-        "to do: install a release of the plugin that matches this recdistill",
+        "to do: install a newer release of the plugin",
+    ),
+    "new_api": (
+        "@rd.hookimpl\ndef recdistill_losses():\n    return [loss('x', api_version=2)]",
+        "component 'x' was written for plugin API 2, this is API 1 where: fake_new_api "
+        "to do: install a newer release of recdistill",
+    ),
+    "undeclared_api": (
+        "@rd.hookimpl\ndef recdistill_losses():\n    return [rd.Component('x', Config, len, 's')]",
+        "TypeError: Component.__init__() missing 1 required keyword-only argument: 'api_version'",
+    ),
+    "lazy_hook": (
+        "@rd.hookimpl\ndef recdistill_losses():\n    yield loss('x')\n    1 / 0",
+        "ZeroDivisionError: division by zero",
+    ),
+    "no_reason": (
+        "@rd.hookimpl\ndef recdistill_losses():\n    return [loss('x', expected_failures={'c': ' '})]",
+        "ValueError: component 'x': the expected failure of 'c' needs a reason",
+    ),
+    "long_command": (
+        "@rd.hookimpl\ndef recdistill_commands():\n    return [rd.Command('a b c', lambda: None, 's')]",
+        "ValueError: command name 'a b c' must be a verb, or a group and a verb",
+    ),
+    "group_in_group": (
+        "@rd.hookimpl\ndef recdistill_commands():\n    return [rd.Command('a b', lambda: None, 's', group=True)]",
+        "ValueError: command 'a b': a group holds verbs, no groups",
+    ),
+    "shell_sub_verb": (
+        "@rd.hookimpl\ndef recdistill_commands():\n    return [rd.Command('plugins list', lambda: None, 's')]",
+        "command 'plugins list' belongs to the shell where: fake_shell_sub_verb to do: give the command another name",
     ),
     "no_hook": (
         "",
@@ -88,11 +117,11 @@ BROKEN = {
         "ValueError: component name 'a b' must hold only letters, digits, '_' and '-'",
     ),
     "bad_config": (
-        "@rd.hookimpl\ndef recdistill_losses():\n    return [rd.Component('x', dict, len, 's')]",
+        "@rd.hookimpl\ndef recdistill_losses():\n    return [rd.Component('x', dict, len, 's', api_version=1)]",
         "TypeError: component 'x': config must be a dataclass type, not <class 'dict'>",
     ),
     "bad_build": (
-        "@rd.hookimpl\ndef recdistill_losses():\n    return [rd.Component('x', Config, 3, 's')]",
+        "@rd.hookimpl\ndef recdistill_losses():\n    return [rd.Component('x', Config, 3, 's', api_version=1)]",
         "TypeError: component 'x': build must be callable",
     ),
 }
@@ -210,7 +239,8 @@ def test_an_unknown_name_is_chained_to_the_plugin_that_failed(folder: Path) -> N
         discover(points(folder)).get("loss", "listwise")
     assert str(error.value) == (
         "no loss is named 'listwise'\n"
-        "  where: failed plugins, one of which may hold it: listwise (rd-listwise 1.0): ImportError: needs libmagic; "
+        "  where: plugins that failed or are off, one of which may hold it: "
+        "listwise (rd-listwise 1.0): ImportError: needs libmagic; "
         "aaa (rd-aaa 1.0): ValueError: unrelated\n"
         "  to do: use one of: none installed; or install the plugin that has it"
     )

@@ -56,7 +56,7 @@ def test_needs_may_depend_on_the_configuration() -> None:
 
 
 def test_several_needs_of_one_component_come_in_order() -> None:
-    component = Component("c", BuildContext, BuildContext, "s", needs=frozenset({"position", "history"}))
+    component = Component("c", BuildContext, BuildContext, "s", needs=frozenset({"position", "history"}), api_version=1)
     entry = Resolved(Registered("loss", component, PluginRecord("p", "d", "1")), BuildContext())
     with pytest.raises(
         WiringError, match=r"loss 'c' needs history \(events before each row\); loss 'c' needs position"
