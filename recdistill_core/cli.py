@@ -235,6 +235,6 @@ def _report(error: RecdistillError, as_json: bool) -> None:
         sys.stdout.write(jsonlib.dumps(plain, indent=2) + "\n")
         return
     console = messages()
-    console.print(f"error: {error}", style="red", markup=False, highlight=False)
+    console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
     for text in causes:
-        console.print(f"  caused by {text}", markup=False, highlight=False)
+        console.print(f"  caused by {text}", markup=False, highlight=False, soft_wrap=True)

@@ -132,10 +132,15 @@ def fill_or_raise(cls: type[T], data: Any, path: str = "") -> T:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A component chosen in a configuration, with its filled config."""
+    """A component chosen in a configuration, with its filled config.
+
+    Attributes:
+        spelled: its name as the configuration has it, ``distribution:name`` where that was needed.
+    """
 
     entry: Registered
     config: Any
+    spelled: str = ""
 
     @property
     def name(self) -> str:
@@ -147,15 +152,17 @@ class Resolved:
         """``kind 'name'`` for messages."""
         return f"{self.entry.kind} {self.name!r}"
 
+    @property
+    def origin(self) -> str:
+        """The plugin that it comes from, with distribution and version."""
+        return f"plugin {self.entry.plugin.label}"
+
     def needs(self) -> frozenset[str]:
         """Capabilities this component needs; see ``component.CAPABILITIES``."""
         try:
             return self.entry.component.needs_of(self.config)
         except (Exception, SystemExit) as error:
-            raise PluginError(f"{self.label} cannot say what it needs: {error}", where=self._origin()) from error
-
-    def _origin(self) -> str:
-        return f"plugin {self.entry.plugin.label}"
+            raise PluginError(f"{self.label} cannot say what it needs: {error}", where=self.origin) from error
 
     def build(self, context: BuildContext) -> Any:
         """Make the object.
@@ -170,7 +177,7 @@ class Resolved:
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.label} cannot be built: {type(error).__name__}: {error}",
-                where=self._origin(),
+                where=self.origin,
                 fix="mend its configuration, or report it to the plugin's author",
             ) from error
         _require_interface(self, made)
@@ -178,7 +185,7 @@ class Resolved:
 
     def plain(self) -> dict[str, Any]:
         """``{"name": ..., field: value}`` as YAML would hold it."""
-        return {"name": self.name, **asdict(self.config)}
+        return {"name": self.spelled or self.name, **asdict(self.config)}
 
 
 def resolve(registry: Registry, kind: str, spec: Any, path: str, problems: list[Problem]) -> Resolved | None:
@@ -194,7 +201,7 @@ def resolve(registry: Registry, kind: str, spec: Any, path: str, problems: list[
         return None
     entry = registry.get(kind, str(spec["name"]))
     config = fill(entry.component.config, {k: v for k, v in spec.items() if k != "name"}, path, problems)
-    return None if config is None else Resolved(entry, config)
+    return None if config is None else Resolved(entry, config, str(spec["name"]))
 
 
 def make(registry: Registry, kind: str, spec: Any, context: BuildContext | None = None) -> Any:
@@ -218,7 +225,7 @@ def _require_interface(resolved: Resolved, made: Any) -> None:
     if isinstance(made, type):
         raise PluginError(
             f"{resolved.label} built the class {made.__name__} itself, no object of it",
-            where=resolved._origin(),
+            where=resolved.origin,
             fix="return an instance from build",
         )
     if getattr(wanted, "_is_protocol", False):
@@ -229,6 +236,6 @@ def _require_interface(resolved: Resolved, made: Any) -> None:
     if lacks:
         raise PluginError(
             f"{resolved.label} built a {type(made).__name__}, no {wanted.__name__}: lacks {', '.join(lacks)}",
-            where=resolved._origin(),
+            where=resolved.origin,
             fix=f"return an object with the interface recdistill_core.interfaces.{wanted.__name__}",
         )

@@ -30,12 +30,13 @@ class Selection:
     only: tuple[str, ...] = ()
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Selection:
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Selection:
         """From ``RECDISTILL_STRICT_PLUGINS`` (1 or 0), ``RECDISTILL_NO_PLUGIN`` and ``RECDISTILL_ONLY_PLUGIN`` (a,b,c).
 
         Raises:
             UsageError: if the first is neither yes nor no.
         """
+        environ = os.environ if environ is None else environ
         strict = environ.get(STRICT, "").strip().lower()
         if strict not in (*YES, *NO):
             raise UsageError(f"{STRICT} is {environ[STRICT]!r}", where="environment", fix="set it to 1 or 0")

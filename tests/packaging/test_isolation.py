@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which pip has installed all third-party fixtures."""
     target = tmp_path_factory.mktemp("thirdparty")
     projects = sorted(path.parent for path in FIXTURES.glob("*/pyproject.toml"))
-    assert len(projects) == 7
+    assert len(projects) == 8
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", *options, *map(str, projects)],
@@ -46,15 +47,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def recdistill(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def recdistill(installed: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """The command, in a process of its own that sees the third-party distributions."""
     return subprocess.run(
         [sys.executable, "-c", "from recdistill_core.cli import main; main()", *words],
-        env={**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "200", **more},
         cwd=installed,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -83,7 +84,17 @@ def test_good_ones_are_listed(rows: dict[str, dict[str, Any]]) -> None:
     good = rows["recdistill-hinge"]
     assert (good["name"], good["version"], good["status"], good["reason"]) == ("hinge", "1.2.3", "ok", "")
     assert [(entry["kind"], entry["name"]) for entry in good["components"]] == [("loss", "hinge")]
-    assert rows["recdistill-duplicate"]["status"] == "ok"
+    assert rows["recdistill-late"]["status"] == "ok"
+
+
+def test_both_sides_of_a_clash_are_listed(listed: list[dict[str, Any]]) -> None:
+    clashing = {
+        row["distribution"]: component["also_in"]
+        for row in listed
+        for component in row["components"]
+        if (component["kind"], component["name"]) == ("student", "mlp")
+    }
+    assert clashing == {"recdistill": ["recdistill-duplicate"], "recdistill-duplicate": ["recdistill"]}
 
 
 @pytest.mark.parametrize("distribution", BROKEN)
@@ -138,3 +149,98 @@ def test_a_name_that_two_distributions_register_must_be_qualified(installed: Pat
         done = recdistill(installed, "plugins", "show", f"{distribution}:mlp", "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)[0]["distribution"] == distribution
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., str]:
+    """Writes a small run's configuration and returns its path."""
+
+    def write(**changes: Any) -> str:
+        plain = {
+            "name": "small",
+            "task": "click",
+            "dataset": {"importer": {"name": "simulator", "users": 40, "items": 40, "impressions": 800}},
+            "students": [{"name": "dcn", "embedding": 4, "hidden": [8]}],
+            "teacher": {"name": "hstu", "width": 16, "layers": 1, "heads": 2, "hidden": [8]},
+            "seeds": [1],
+            **changes,
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(json.dumps(plain))
+        return str(path)
+
+    return write
+
+
+def test_a_config_that_needs_a_broken_plugin_ends_with_4_and_the_cause(
+    installed: Path, config: Callable[..., str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = recdistill(installed, "run", config(loss={"name": "raises"}), "--out", str(out))
+    assert done.returncode == 4
+    assert "no loss is named 'raises'" in done.stderr
+    assert "caused by ImportError: recdistill_raises needs libmagic" in done.stderr
+    assert "caused by OSError: libmagic.so.1: cannot open shared object file" in done.stderr
+    assert not out.exists()
+
+
+def test_a_config_that_needs_no_broken_plugin_is_fine(installed: Path, config: Callable[..., str]) -> None:
+    done = recdistill(installed, "config", "validate", config(loss={"name": "hinge", "margin": 2.0}))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_clashing_name_in_a_config_must_be_qualified(installed: Path, config: Callable[..., str]) -> None:
+    done = recdistill(installed, "config", "validate", config(students=[{"name": "mlp"}]))
+    assert done.returncode == 4
+    assert "where: recdistill-duplicate, recdistill" in done.stderr
+    done = recdistill(installed, "config", "validate", config(students=[{"name": "recdistill:mlp"}]))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [("plugins", "list"), ("run", "CONFIG")])
+def test_strict_makes_any_failure_fatal(installed: Path, config: Callable[..., str], words: tuple[str, ...]) -> None:
+    done = recdistill(installed, "--strict-plugins", *(config() if word == "CONFIG" else word for word in words))
+    assert done.returncode == 4
+    assert "plugins failed to load, and --strict-plugins is on" in done.stderr
+    for distribution in BROKEN:
+        assert distribution in done.stderr
+    done = recdistill(installed, *words, RECDISTILL_STRICT_PLUGINS="1")
+    assert done.returncode == 4
+
+
+def test_plugins_can_be_switched_off(installed: Path, config: Callable[..., str]) -> None:
+    off = [word for distribution in BROKEN for word in ("--no-plugin", distribution)]
+    done = recdistill(installed, "--strict-plugins", *off, "plugins", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["distribution"]: row for row in json.loads(done.stdout)}
+    assert rows["recdistill-raises"]["status"] == "off"
+    assert rows["recdistill-raises"]["reason"] == "switched off by --no-plugin recdistill-raises"
+    assert rows["recdistill-hinge"]["status"] == "ok"
+    done = recdistill(
+        *(installed, "--no-plugin", "duplicate", "config", "validate", config(students=[{"name": "mlp"}]))
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_allow_list_loads_nothing_else(installed: Path) -> None:
+    words = ("plugins", "list", "--json")
+    for done in (
+        recdistill(installed, "--only-plugin", "recdistill", "--only-plugin", "hinge", *words),
+        recdistill(installed, *words, RECDISTILL_ONLY_PLUGIN="recdistill,hinge"),
+    ):
+        assert done.returncode == 0, done.stderr
+        loaded = {row["distribution"] for row in json.loads(done.stdout) if row["status"] != "off"}
+        assert loaded == {"recdistill", "recdistill-hinge"}
+    done = recdistill(installed, "--only-plugin", "hnge", *words)
+    assert done.returncode == 2
+    assert "--only-plugin names 'hnge', which is no installed plugin (did you mean 'hinge'?)" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_plugin_that_fails_in_training_is_named(installed: Path, config: Callable[..., str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = recdistill(installed, "run", config(loss={"name": "late"}), "--out", str(out))
+    assert done.returncode == 4
+    assert "IndexError" in done.stderr
+    assert "error: plugin 'late' (recdistill-late 0.7.0) failed: IndexError: " in done.stderr
+    assert "the traceback above ends in its code" in done.stderr

@@ -190,11 +190,12 @@ def entry(build: Any, kind: str = "loss", **more: Any) -> Registry:
 def test_resolve_takes_a_name_or_a_mapping() -> None:
     problems: list[Problem] = []
     registry = entry(None.__class__)
-    for spec in ("foo", {"name": "foo"}, {"name": "rd-foo:foo", "width": 8}):
+    specs = {"foo": "foo", "mapping": {"name": "foo"}, "rd-foo:foo": {"name": "rd-foo:foo", "width": 8}}
+    for case, spec in specs.items():
         found = resolve(registry, "loss", spec, "loss", problems)
         assert found is not None
         assert (found.config, found.label, found.plain()) == (
-            Inner(), "loss 'foo'", {"name": "foo", "width": 8, "rate": 0.1},
+            Inner(), "loss 'foo'", {"name": "rd-foo:foo" if ":" in case else "foo", "width": 8, "rate": 0.1},
         )  # fmt: skip
     assert resolve(registry, "loss", {"name": "foo", "width": 0}, "a.loss", problems) is None
     assert resolve(registry, "loss", {"width": 0}, "b.loss", problems) is None
@@ -274,3 +275,9 @@ def test_every_installed_example_survives_a_trip_through_yaml(registered: Regist
     again = fill_or_raise(registered.component.config, load_yaml(path))
     assert again == config
     assert type(again) is type(config)
+
+
+def test_it_says_which_plugin_it_comes_from() -> None:
+    chosen = resolve(installed(), "student", "recdistill:mlp", "students[0]", [])
+    assert chosen is not None
+    assert (chosen.name, chosen.origin) == ("mlp", "plugin 'mlp' (recdistill 0.1.0)")

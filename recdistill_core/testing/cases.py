@@ -1,0 +1,242 @@
+"""Checks, what they are run on, and how pytest gets to see them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from recdistill_core.batch import Batch
+from recdistill_core.component import BuildContext
+from recdistill_core.config import Resolved, fill_or_raise
+from recdistill_core.errors import PluginError, suggest
+from recdistill_core.registry import Registered, Registry, installed
+from recdistill_core.schema import Schema
+from recdistill_core.testing.samples import sample_batch, sample_schema, windowed
+
+
+class ConformanceError(AssertionError):
+    """A component breaks its contract; the message names the component, the fault and the check."""
+
+
+class NotApplicable(Exception):
+    """A check has nothing to say about this component; the message says why."""
+
+
+@dataclass
+class Case:
+    """One component under test.
+
+    Attributes:
+        entry: the component and its plugin.
+        folder: an empty folder of this case, for the example's files and whatever the check writes.
+        schema: the dataset's schema that the component is built with.
+    """
+
+    entry: Registered
+    folder: Path
+    schema: Schema = field(default_factory=sample_schema)
+    _config: Any = None
+
+    @property
+    def config(self) -> Any:
+        """The component's configuration, filled from its example; the same one at each call."""
+        if self._config is None:
+            place = self.folder / "example"
+            place.mkdir()
+            self._config = fill_or_raise(self.entry.component.config, self.entry.component.example_in(place))
+        return self._config
+
+    @property
+    def context(self) -> BuildContext:
+        """What ``build`` is told: the sample schema and its tasks."""
+        return BuildContext(self.schema, self.schema.tasks)
+
+    def build(self, seed: int = 0) -> Any:
+        """A new object from the example, with torch seeded before."""
+        torch.manual_seed(seed)
+        return Resolved(self.entry, self.config).build(self.context)
+
+    def batch(self, made: Any = None, seed: int = 0) -> Batch:
+        """The sample batch, with the history that ``made`` asks for; whole histories where it says nothing of them."""
+        batch = sample_batch(self.schema, seed=seed)
+        return windowed(batch, made.history) if hasattr(made, "history") else batch
+
+    def again(self, name: str, schema: Schema | None = None) -> Case:
+        """The same component with a folder of its own, called ``name``, and possibly another schema."""
+        folder = self.folder / name
+        folder.mkdir()
+        return Case(self.entry, folder, schema or self.schema)
+
+    def fail(self, fault: str) -> NoReturn:
+        """Raise ConformanceError."""
+        raise ConformanceError(f"{self.entry.kind} {self.entry.component.name!r} {fault}")
+
+    def require(self, holds: bool, fault: str) -> None:
+        """Raise ConformanceError with ``fault``, which continues "student 'fm' ...", unless ``holds``."""
+        if not holds:
+            self.fail(fault)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold.
+
+    Attributes:
+        kinds: the kinds of component that it is about; empty: every kind.
+        name: what holds, as an identifier.
+        summary: what it proves, in one line.
+        run: raises ConformanceError unless it holds.
+    """
+
+    kinds: tuple[str, ...]
+    name: str
+    summary: str
+    run: Callable[[Case], None]
+
+    def about(self, kind: str) -> bool:
+        """Whether components of ``kind`` must pass it."""
+        return not self.kinds or kind in self.kinds
+
+
+#: All checks, in the order in which they are run.
+CHECKS: list[Check] = []
+#: kind -> ``f(case, made)``: use the component as a run does and return everything it answered.
+EXERCISES: dict[str, Callable[[Case, Any], Mapping[str, Any]]] = {}
+
+CheckFunction = Callable[[Case], None]
+Exercise = Callable[[Case, Any], Mapping[str, Any]]
+
+
+def check(*kinds: str) -> Callable[[CheckFunction], CheckFunction]:
+    """Register a check for ``kinds``, for every kind where there are none.
+
+    Its name is the function's; its summary is the first line of the docstring.
+    """
+
+    def register(run: CheckFunction) -> CheckFunction:
+        summary = (run.__doc__ or "").strip().splitlines()[0]
+        CHECKS.append(Check(kinds, run.__name__, summary, run))
+        return run
+
+    return register
+
+
+def exercise(kind: str) -> Callable[[Exercise], Exercise]:
+    """Register how a component of ``kind`` is used: ``f(case, made) -> {name: tensor or plain value}``."""
+
+    def register(run: Exercise) -> Exercise:
+        EXERCISES[kind] = run
+        return run
+
+    return register
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one check: ``status`` is ``passed``, ``failed``, ``expected failure`` or ``not applicable``."""
+
+    check: Check
+    status: str
+    detail: str = ""
+
+
+def checks_for(entry: Registered) -> list[Check]:
+    """The checks that a component must pass.
+
+    Raises:
+        PluginError: if the component expects a check to fail that there is not.
+    """
+    found = [check for check in CHECKS if check.about(entry.kind)]
+    names = [check.name for check in found]
+    for name in entry.component.expected_failures:
+        if name not in names:
+            raise PluginError(
+                f"{entry.kind} {entry.component.name!r} expects the check {name!r} to fail, which there is not"
+                f"{suggest(name, names)}",
+                where=f"plugin {entry.plugin.label}",
+                fix="take it out of expected_failures, or name one of the checks for this kind",
+            )
+    return found
+
+
+def run_check(entry: Registered, check: Check) -> Outcome:
+    """Run one check in a temporary folder; an exception other than ConformanceError is a failure too."""
+    reason = entry.component.expected_failures.get(check.name, "")
+    try:
+        with tempfile.TemporaryDirectory(prefix="recdistill-") as folder:
+            check.run(Case(entry, Path(folder)))
+    except NotApplicable as why:
+        return Outcome(check, "not applicable", str(why))
+    except Exception as error:
+        plain = isinstance(error, ConformanceError)
+        detail = str(error) if plain else f"raised {type(error).__name__}: {error}"
+        return Outcome(check, "expected failure" if reason else "failed", reason or detail)
+    if reason:
+        return Outcome(check, "failed", f"was expected to fail ({reason}) and passed: take it out of expected_failures")
+    return Outcome(check, "passed")
+
+
+def conformance(distribution: str = "", registry: Registry | None = None) -> Callable[[Any], Any]:
+    """Parametrise ``test(check)`` over every (component, check) of a distribution, of all where it is empty.
+
+    Raises:
+        PluginError: if the distribution registers no component, with the reason of its failed plugins.
+    """
+    import pytest  # what runs plugins' tests; recdistill itself does not need it
+
+    def mark(entry: Registered, check: Check) -> Any:
+        reason = entry.component.expected_failures.get(check.name)
+        return [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+
+    def test_of(entry: Registered, check: Check) -> Callable[[], None]:
+        def run() -> None:
+            with tempfile.TemporaryDirectory(prefix="recdistill-") as folder:
+                try:
+                    check.run(Case(entry, Path(folder)))
+                except NotApplicable as why:
+                    pytest.skip(str(why))
+
+        return run
+
+    entries = entries_of(distribution, registry or installed())
+    return pytest.mark.parametrize(
+        "check",
+        [
+            pytest.param(
+                test_of(entry, check),
+                marks=mark(entry, check),
+                id=f"{entry.kind}-{entry.component.name}-{check.name}",
+            )
+            for entry in entries
+            for check in checks_for(entry)
+        ],
+    )
+
+
+def entries_of(distribution: str, registry: Registry) -> list[Registered]:
+    """The components of a distribution, whose name is compared as pip does; of all where it is empty."""
+    if not distribution:
+        return list(registry.found)
+    found = [entry for entry in registry.found if _same(entry.plugin.distribution, distribution)]
+    if not found:
+        mine = [record for record in registry.plugins if _same(record.distribution, distribution)]
+        raise PluginError(
+            f"distribution {distribution!r} registers no component",
+            where="; ".join(f"plugin {record.label}: {record.reason or 'offers none'}" for record in mine)
+            or f"installed: {', '.join(_distributions(registry))}",
+            fix="mend the plugin, or install it (pip install -e .) and look at 'recdistill plugins list'",
+        )
+    return found
+
+
+def _distributions(registry: Registry) -> Iterable[str]:
+    return dict.fromkeys(record.distribution for record in registry.plugins)
+
+
+def _same(one: str, other: str) -> bool:
+    return one.lower().replace("_", "-").replace(".", "-") == other.lower().replace("_", "-").replace(".", "-")

@@ -1,0 +1,145 @@
+"""The kit itself: its sample data, how it names tests, and what it says when there is nothing to test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recdistill_core.errors import PluginError
+from recdistill_core.interfaces import HistoryWindow
+from recdistill_core.registry import PluginRecord, Registry, installed
+from recdistill_core.testing import CHECKS, conformance, sample_batch, sample_schema, windowed
+from recdistill_core.testing.compare import differences, largest_gap, leaves
+
+
+def test_the_sample_batch_offers_what_checks_need() -> None:
+    batch = sample_batch()
+    assert batch.history is not None
+    ends, lengths = batch.history.row_end, batch.history.lengths[batch.history.row_to_history]
+    assert bool(((lengths - ends >= 2) | (lengths == 0)).all()), "every history goes on after its rows"
+    assert bool((ends == 0).any())
+    assert int(ends.max()) >= 4
+    assert set(batch.labels) == {"click", "like"}
+    for task in batch.labels:
+        assert set(batch.labels[task].tolist()) == {0.0, 1.0}
+        assert not bool(batch.observed[task].all())
+    assert bool((batch.categorical == 0).any())
+    assert sample_schema().capabilities() == {"history", "keep_rates", "position", "propensity", "request_groups"}
+
+
+def test_seeds_give_other_samples() -> None:
+    assert differences(leaves(sample_batch()), leaves(sample_batch())) == []
+    assert "numeric" in differences(leaves(sample_batch()), leaves(sample_batch(seed=1)))
+
+
+def test_rows_see_no_event_of_their_own_time_or_later() -> None:
+    batch = sample_batch()
+    assert batch.history is not None
+    times, seen = batch.history.last(16)
+    assert bool((torch.where(seen, times["time"], 0) < batch.event_time[:, None]).all())
+
+
+@given(length=st.integers(1, 12), stride=st.integers(1, 12))
+def test_a_window_leaves_each_row_the_events_that_it_promises(length: int, stride: int) -> None:
+    if stride > length:
+        return
+    whole = sample_batch()
+    cut = windowed(whole, HistoryWindow(length, stride))
+    assert whole.history is not None
+    assert cut.history is not None
+    assert int(cut.history.lengths.max()) <= length
+    before, seen_before = whole.history.last(12)
+    after, seen_after = cut.history.last(12)
+    kept = seen_after.sum(1)
+    whole_count = seen_before.sum(1)
+    assert bool((kept <= length).all())
+    assert bool((kept >= torch.minimum(whole_count, torch.tensor(length - stride + 1))).all())
+    for name, column in after.items():
+        assert torch.equal(column, torch.where(seen_after, before[name], 0)), name
+    cut.validate()
+
+
+def test_no_window_is_no_history() -> None:
+    assert windowed(sample_batch(), None).history is None
+
+
+def test_names_of_checks_are_unique_and_said_in_a_sentence() -> None:
+    names = [check.name for check in CHECKS]
+    assert len(set(names)) == len(names)
+    assert [check.name for check in CHECKS if not check.summary.endswith(".")] == []
+
+
+def test_a_distribution_that_offers_nothing_is_an_error() -> None:
+    with pytest.raises(PluginError, match="distribution 'nobody' registers no component") as error:
+        conformance("nobody")
+    assert "where: installed: recdistill" in str(error.value)
+    record = PluginRecord("x", "rd-x", "1.0", error=ImportError("needs libmagic"))
+    with pytest.raises(PluginError, match=r"plugin 'x' \(rd-x 1.0\): ImportError: needs libmagic"):
+        conformance("RD_X", Registry((record,), ()))
+    with pytest.raises(PluginError, match=r"plugin 'x' \(rd-x 1.0\): offers none"):
+        conformance("rd.x", Registry((PluginRecord("x", "rd-x", "1.0"),), ()))
+
+
+FILE = """
+from dataclasses import replace
+from recdistill_core.registry import Registry, installed
+from recdistill_core.testing import NotApplicable, conformance
+from recdistill_core.testing.cases import Check, CHECKS, check
+
+@check("loss")
+def a_check_with_nothing_to_say(case):
+    "Never applies."
+    raise NotApplicable("no position in it")
+
+base = installed()
+entry = base.get("loss", "mse")
+reasons = {"it_says_what_it_is": "no time yet"}
+entry = replace(entry, component=replace(entry.component, expected_failures=reasons))
+
+@conformance("recdistill", Registry(base.plugins, (entry,)))
+def test_conformance(check):
+    check()
+"""
+
+
+def test_pytest_sees_one_test_per_check(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(FILE)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rA", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "250"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "PASSED test_it.py::test_conformance[loss-mse-it_builds_from_its_example]" in done.stdout
+    assert "SKIPPED" in done.stdout
+    assert "no position in it" in done.stdout
+    assert (
+        "FAILED test_it.py::test_conformance[loss-mse-it_says_what_it_is] - [XPASS(strict)] no time yet" in done.stdout
+    )
+    assert "1 failed" in done.stdout
+    assert done.returncode == 1
+
+
+def test_gaps() -> None:
+    assert largest_gap(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])) == 0.5
+    assert largest_gap(torch.ones(2), torch.ones(3)) == float("inf")
+    assert largest_gap(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
+    assert largest_gap(torch.ones(0), torch.ones(0)) == 0.0
+
+
+def test_every_installed_component_is_taken_where_no_distribution_is_named() -> None:
+    @conformance()
+    def test(check: object) -> None: ...
+
+    ids = [param.id for param in test.pytestmark[0].args[1]]
+    for entry in installed().found:
+        assert f"{entry.kind}-{entry.component.name}-it_builds_from_its_example" in ids
