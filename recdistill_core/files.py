@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,6 +18,26 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
     partial.replace(path)
     sync(path.parent)
+
+
+@contextmanager
+def whole_or_absent(path: Path) -> Iterator[Path]:
+    """A place to write one file or folder at; it becomes ``path``, durably, where the block ends without an exception.
+
+    The place has the name of ``path`` and lies in a scratch folder beside it, so several files may be written there;
+    what is not at the place itself is forgotten.
+    """
+    scratch = path.with_name(f".{path.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        place = scratch / path.name
+        yield place
+        sync_tree(place)
+        place.replace(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

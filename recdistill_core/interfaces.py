@@ -31,11 +31,9 @@ class Teacher(Protocol):
 
     def score(self, batch: Batch) -> Scores:
         """Logits ``{task: [N]}`` in eval mode and without gradient; no label of the batch may move them."""
-        ...
 
     def fingerprint(self) -> str:
         """Hex digest of weights, configuration and feature view; equal across processes."""
-        ...
 
 
 class TrainableTeacher(nn.Module):
@@ -105,8 +103,8 @@ class Student(nn.Module):
 class ServingModule(nn.Module):
     """What is served: ``forward(**student.inputs(batch)) -> {task: [N]}``; auxiliary towers are not part of it.
 
-    ``torch.export`` takes it with a fixed ``N``. For a dynamic ``N`` wrap it in a module whose ``forward`` names the
-    inputs: torch 2.13 matches no ``dynamic_shapes`` with ``**inputs``.
+    ``torch.export`` takes it with a fixed ``N``; for any ``N`` give it
+    :func:`recdistill_core.serving.with_named_inputs`.
     """
 
     def __init__(self, student: Student, main: nn.Module) -> None:
@@ -122,14 +120,21 @@ class ServingModule(nn.Module):
 
 
 class DistillationLoss(nn.Module):
-    """Distance between student and teacher, per row; the wiring reduces."""
+    """Distance between student and teacher, per row; the wiring reduces.
+
+    Attributes:
+        normalised: True where values are divided by weights of the request and so only the ratios of weights count;
+            False: values are linear in the weights.
+    """
+
+    normalised: bool = False
 
     def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
         """``[N]`` losses, already times ``weight [N]``; a row of weight 0 gives exactly 0 and no gradient.
 
         Args:
             student_logit: ``[N]``, with gradient.
-            teacher_logit: ``[N]``, finite, without gradient; 0 where the teacher has no label (weight is 0 there).
+            teacher_logit: ``[N]``, finite, gets no gradient; 0 where the teacher has no label (weight is 0 there).
             batch: the rows, for losses that group by request.
             weight: ``[N]`` >= 0, from debiasers and the validity of the teacher's label.
         """
@@ -140,7 +145,12 @@ class Debiaser(nn.Module):
     """Corrects a bias of the log. Every method has a neutral default; a debiaser overrides those it is about.
 
     Debiasers compose in a list: weights multiply, corrections and training logits apply in order.
+
+    Attributes:
+        monotone: :meth:`correct` and :meth:`training_logit` keep the order of two logits of one row.
     """
+
+    monotone: bool = True
 
     def fit(self, batches: Iterable[Batch], task: str) -> None:
         """Estimate what must be estimated, from training rows only."""
@@ -172,11 +182,9 @@ class LossParts(Protocol):
 
     def hard(self, logit: Tensor) -> Tensor:
         """``[N]`` task loss of a head's served logits ``[N]``; 0 where the label is not observed."""
-        ...
 
     def soft(self, logit: Tensor) -> Tensor:
         """``[N]`` distillation loss of a head's served logits ``[N]``; 0 where the teacher has no label."""
-        ...
 
 
 class HeadStrategy(nn.Module):
@@ -218,7 +226,6 @@ class Metric(Protocol):
         Raises:
             DataError: for non-finite logits, labels other than 0 and 1, or empty input.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -247,19 +254,15 @@ class SampleSource(Protocol):
 
     def row_at(self, time_ms: int) -> int:
         """Position of the first row at or after a time (ms UTC); ``num_rows`` where there is none."""
-        ...
 
     def column(self, name: str) -> NDArray[Any]:
         """One whole column ``[num_rows]``: ``example_id``, ``user_id``, ``event_time``, ``label_<task>``, ..."""
-        ...
 
     def batch(self, rows: NDArray[np.int64], history: HistoryWindow | None = None) -> Batch:
         """The impressions at ``rows`` in that order, with their histories where ``history`` asks for them."""
-        ...
 
     def truth(self, task: str) -> NDArray[np.float64] | None:
         """True probabilities ``[num_rows]`` where a simulator kept them aside, else None. For evaluation only."""
-        ...
 
 
 class Importer(Protocol):
@@ -267,7 +270,6 @@ class Importer(Protocol):
 
     def open(self) -> RawLog:
         """Describe the columns and hand out the record batches. Raises DataError with file, row and column."""
-        ...
 
 
 class CaptureMode(StrEnum):
@@ -309,15 +311,12 @@ class LabelWriter(Protocol):
         Raises:
             LeakError: if an example already has a label of this version, committed or pending.
         """
-        ...
 
     def commit(self) -> LabelVersion:
         """Make everything appended visible at once, durably."""
-        ...
 
     def abort(self) -> None:
         """Forget everything appended."""
-        ...
 
 
 class LogitStore(Protocol):
@@ -327,11 +326,9 @@ class LogitStore(Protocol):
         self, version: str, *, tasks: Sequence[str], mode: CaptureMode, view: str, facts: Mapping[str, Any]
     ) -> LabelWriter:
         """A writer for one version."""
-        ...
 
     def versions(self) -> tuple[LabelVersion, ...]:
         """Committed versions, oldest first."""
-        ...
 
     def read(self, version: str, example_id: NDArray[np.int64]) -> TeacherSignal:
         """Labels of ``example_id [M]`` in that order; ``valid`` is False where the store has none.
@@ -340,11 +337,9 @@ class LogitStore(Protocol):
             DataError: if the store has no such version.
             IntegrityError: if a segment is missing or damaged.
         """
-        ...
 
     def snapshot_id(self) -> str:
         """Digest of what is committed now."""
-        ...
 
 
 class Trainer(Protocol):
@@ -352,7 +347,30 @@ class Trainer(Protocol):
 
     def fit(self, module: Any, data: Any, *, epochs: int, callbacks: Sequence[Any], out: Path, title: str) -> None:
         """Train in place for ``epochs`` passes; logs go below ``out``; ``title`` names the progress bar."""
-        ...
+
+
+class Exporter(Protocol):
+    """Writes a served model in a format that is read without recdistill.
+
+    Attributes:
+        suffix: what a file of this format ends in, such as ``.onnx``; empty where it writes a folder.
+        tolerance: the largest absolute difference of a loaded logit from the module's own that it promises.
+    """
+
+    suffix: str
+    tolerance: float
+
+    def export(self, module: ServingModule, inputs: Mapping[str, Tensor], path: Path) -> None:
+        """Write one self-contained file or folder at ``path``, whole or not at all; it takes any number of rows.
+
+        Args:
+            module: in eval mode; left as it was.
+            inputs: what the module takes, by name, ``[N, ...]`` with ``N >= 2``: names, types and widths to trace with.
+            path: absent so far; its folder exists.
+        """
+
+    def load(self, path: Path) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]]:
+        """What :meth:`export` wrote, as a function of the named arrays ``[N, ...]`` to logits ``{task: [N]}``."""
 
 
 #: kind -> the type that ``Component.build`` must return an instance of; protocols are checked by their methods.
@@ -367,4 +385,5 @@ INTERFACES: Mapping[str, Any] = {
     "source": SampleSource,
     "importer": Importer,
     "trainer": Trainer,
+    "exporter": Exporter,
 }

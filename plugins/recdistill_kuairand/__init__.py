@@ -15,7 +15,8 @@ Traps that this importer takes care of:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from recdistill_core.component import BuildContext, Component
 from recdistill_core.errors import suggest
@@ -84,6 +85,13 @@ def build(config: KuaiRandConfig, context: BuildContext) -> Importer:
     return KuaiRand(config)
 
 
+def _example(folder: Path) -> dict[str, Any]:
+    from recdistill_kuairand.example import write_example
+
+    write_example(folder / "KuaiRand-Pure")
+    return {"path": str(folder / "KuaiRand-Pure"), "user_features": ["user_active_degree", "onehot_feat4"]}
+
+
 @hookimpl
 def recdistill_importers() -> list[Component]:
     """The importer ``kuairand``."""
@@ -93,7 +101,7 @@ def recdistill_importers() -> list[Component]:
             KuaiRandConfig,
             build,
             "KuaiRand-Pure short-video log (Gao et al., CIKM 2022): official release or processed slice",
-            example={"path": "KuaiRand-Pure"},
+            example=_example,
             api_version=1,
         )
     ]

@@ -86,4 +86,5 @@ def build(config: TrainerConfig, context: BuildContext) -> Any:
 @hookimpl
 def recdistill_trainers() -> list[Component]:
     """``lightning``."""
-    return [Component("lightning", TrainerConfig, build, "lightning.Trainer with a CSV log", api_version=1)]
+    example = {"accelerator": "cpu", "log_every_n_steps": 2}
+    return [Component("lightning", TrainerConfig, build, "lightning.Trainer with a CSV log", example, api_version=1)]

@@ -55,6 +55,17 @@ def _store(config: ParquetStoreConfig, context: rd.BuildContext) -> Any:
     return ParquetLogitStore(Path(config.path))
 
 
+def _source_example(folder: Path) -> dict[str, Any]:
+    from recdistill_parquet.example import write_example
+
+    write_example(folder / "dataset")
+    return {"path": str(folder / "dataset")}
+
+
+def _store_example(folder: Path) -> dict[str, Any]:
+    return {"path": str(folder / "labels")}
+
+
 @rd.hookimpl
 def recdistill_sources() -> list[rd.Component]:
     """The dataset directory as a source."""
@@ -64,7 +75,7 @@ def recdistill_sources() -> list[rd.Component]:
             ParquetSourceConfig,
             _source,
             "A dataset directory: memory-mapped Arrow parts, histories stored once per user",
-            example={"path": "dataset"},
+            example=_source_example,
             api_version=1,
         )
     ]
@@ -79,7 +90,7 @@ def recdistill_stores() -> list[rd.Component]:
             ParquetStoreConfig,
             _store,
             "Raw teacher logits in immutable Parquet segments with atomic commits",
-            example={"path": "labels"},
+            example=_store_example,
             api_version=1,
         )
     ]

@@ -1,4 +1,4 @@
-"""The jobs and their verbs: import, teacher fit, student fit, evaluate, run, demo."""
+"""The jobs and their verbs: import, teacher fit, student fit, evaluate, export, run, demo."""
 
 from __future__ import annotations
 
@@ -23,5 +23,6 @@ def recdistill_commands() -> list[Command]:
         Command("teacher", _lazy("teacher_app"), "Train teachers; their logits land in the store.", group=True),
         Command("student", _lazy("student_app"), "Train students from the store.", group=True),
         Command("evaluate", _lazy("evaluate"), "Evaluate a run: eta with intervals."),
+        Command("export", _lazy("export"), "Export the distilled students of a finished run."),
         Command("config", _lazy("config_app"), "Look at a configuration before running it.", group=True),
     ]

@@ -20,6 +20,10 @@ ConfigArgument = Annotated[Path, typer.Argument(help="YAML file.", metavar="CONF
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, as key.path=value.", metavar="[KEY=VALUE ...]")
 ]
+SettingsArgument = Annotated[
+    list[str] | None, typer.Argument(help="The component's settings, as key=value.", metavar="[KEY=VALUE ...]")
+]
+RunArgument = Annotated[Path, typer.Argument(help="Run directory with trained models.", metavar="RUN")]
 OutOption = Annotated[Path, typer.Option("--out", help="Run directory; an unfinished run in it goes on.")]
 
 data_app = typer.Typer(help="Import and check logs.", no_args_is_help=True)
@@ -86,13 +90,43 @@ def demo(overrides: OverridesArgument = None, out: OutOption = Path("runs/demo")
 
 
 def evaluate(
-    out: Annotated[Path, typer.Argument(help="Run directory with trained models.", metavar="RUN")],
+    out: RunArgument,
     json: JsonOption = False,
 ) -> None:
     """Evaluate a run that is trained: metrics.json, summary.md, plots."""
-    if not (out / "config.yaml").exists():
-        raise UsageError("this is no run directory", where=str(out), fix="name a directory with config.yaml in it")
-    _finish(_with_run(_plan(out / "config.yaml", None), out, "evaluate"), out, json)
+    _finish(_with_run(_plan(_config_of(out), None), out, "evaluate"), out, json)
+
+
+def export(
+    out: RunArgument,
+    name: Annotated[str, typer.Argument(help="Exporter, such as torch_export.", metavar="EXPORTER")],
+    settings: SettingsArgument = None,
+    json: JsonOption = False,
+) -> None:
+    """Export every distilled student of a finished run, with this exporter beside those of its configuration."""
+    plain = load_yaml(_config_of(out))
+    others = [entry for entry in plain.get("exporters", []) if entry["name"] != name]
+    plan = make_plan({**plain, "exporters": [*others, {"name": name, **_settings(settings)}]}, installed())
+    found = _with_run(plan, out, "export")
+    paths = [str(out / step / facts["path"]) for step, facts in found.items()]
+    emit(found, json, lambda console: console.print("\n".join(paths), highlight=False, soft_wrap=True))
+
+
+def _config_of(run: Path) -> Path:
+    if not (run / "config.yaml").exists():
+        raise UsageError("this is no run directory", where=str(run), fix="name a directory with config.yaml in it")
+    return run / "config.yaml"
+
+
+def _settings(settings: list[str] | None) -> dict[str, Any]:
+    """``["key=value", ...]`` of a component's settings as plain values."""
+    from omegaconf import OmegaConf
+
+    for setting in settings or []:
+        if "=" not in setting:
+            raise UsageError(f"setting {setting!r} is not KEY=VALUE", fix="write for example path=log.csv")
+    plain = OmegaConf.to_container(OmegaConf.from_dotlist(settings or []))
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
 @teacher_app.command("fit")
@@ -127,22 +161,16 @@ def _list_steps(out: Path, pattern: str, json: bool) -> None:
 @data_app.command("import")
 def data_import(
     name: Annotated[str, typer.Argument(help="Importer, such as kuairand, table or simulator.")],
-    settings: OverridesArgument = None,
+    settings: SettingsArgument = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the new dataset.")] = Path("dataset"),
     memory_limit: Annotated[str, typer.Option(help="Bound on the import's memory.")] = "1GB",
     json: JsonOption = False,
 ) -> None:
     """Import a log into a dataset: recdistill data import table path=log.csv schema=log.yaml --out dataset."""
-    from omegaconf import OmegaConf
-
     from recdistill_pipeline.dataset import import_dataset, open_dataset
 
-    for setting in settings or []:
-        if "=" not in setting:
-            raise UsageError(f"setting {setting!r} is not KEY=VALUE", fix="write for example path=log.csv")
-    plain = OmegaConf.to_container(OmegaConf.from_dotlist(settings or []))
     problems: list[Problem] = []
-    importer = resolve(installed(), "importer", {"name": name, **dict(plain)}, "settings", problems)  # type: ignore[arg-type]  # a dotlist is always a mapping
+    importer = resolve(installed(), "importer", {"name": name, **_settings(settings)}, "settings", problems)
     if importer is None:
         raise ConfigError(problems)
     with _bar() as bar:

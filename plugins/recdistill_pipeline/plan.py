@@ -19,7 +19,7 @@ class Plan:
     """The resolved run.
 
     Attributes:
-        config: the filled configuration. students: ``{label: student}``; labels are unique folder names.
+        config: the filled configuration. students, exporters: ``{label: ...}``; labels are unique folder names.
         metrics, plain: ``{name: metric}``.
     """
 
@@ -34,6 +34,7 @@ class Plan:
     metrics: Mapping[str, Resolved]
     plain: Mapping[str, Resolved]
     trainer: Resolved
+    exporters: Mapping[str, Resolved]
 
     def components(self) -> tuple[Resolved, ...]:
         """Everything whose needs the dataset must meet."""
@@ -44,6 +45,7 @@ class Plan:
             self.loss,
             *self.teacher_debiasers,
             *self.student_debiasers,
+            *self.exporters.values(),
         )
 
     def resolved(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class Plan:
             "teacher_debiasers": [entry.plain() for entry in self.teacher_debiasers],
             "student_debiasers": [entry.plain() for entry in self.student_debiasers],
             "trainer": self.trainer.plain(),
+            "exporters": [exporter.plain() for exporter in self.exporters.values()],
             "evaluation": {
                 **asdict(self.config.evaluation),
                 "metrics": [metric.plain() for metric in self.metrics.values()],
@@ -97,6 +100,7 @@ def make_plan(data: Mapping[str, Any], registry: Registry) -> Plan:
     metrics = many("metric", config.evaluation.metrics, "evaluation.metrics")
     plain = many("metric", config.evaluation.plain, "evaluation.plain")
     trainer = one("trainer", config.trainer, "trainer")
+    exporters = many("exporter", config.exporters, "exporters")
     if config.capture.mode == "leaky" and not config.capture.allow_leaky:
         problems.append(
             Problem(
@@ -125,13 +129,14 @@ def make_plan(data: Mapping[str, Any], registry: Registry) -> Plan:
         {entry.name: entry for entry in metrics},
         {entry.name: entry for entry in plain},
         trainer,
+        _labelled(exporters),
     )
 
 
-def _labelled(students: list[Resolved]) -> dict[str, Resolved]:
+def _labelled(entries: list[Resolved]) -> dict[str, Resolved]:
     """``{"dcn": ..., "dcn-2": ...}``: the name, numbered where it is used again."""
     labelled: dict[str, Resolved] = {}
-    for student in students:
-        count = sum(1 for other in labelled.values() if other.name == student.name)
-        labelled[student.name if not count else f"{student.name}-{count + 1}"] = student
+    for entry in entries:
+        count = sum(1 for other in labelled.values() if other.name == entry.name)
+        labelled[entry.name if not count else f"{entry.name}-{count + 1}"] = entry
     return labelled

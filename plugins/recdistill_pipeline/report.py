@@ -95,9 +95,21 @@ def summary(results: Mapping[str, Any]) -> str:
             f"| {label} | {data['coverage'].get(label, 0.0):.1%} | {_ratio(cost, 'parameters')} "
             f"| {_ratio(cost, 'flops_per_impression')} |"
         )
+    lines += _exports(results["exports"])
     lines += ["", "![eta](plots/eta.png)", "", "![calibration](plots/calibration.png)", ""]
     lines += [f"Versions: {', '.join(f'{name} {version}' for name, version in results['versions'].items())}.", ""]
     return "\n".join(lines)
+
+
+def _exports(exports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The table of exported students; nothing where none is exported."""
+    rows: list[Row] = [
+        (label, name, f"{entry['largest_difference']:.1e}", f"{entry['tolerance']:.1e}")
+        for label, formats in exports.items()
+        for name, entry in formats.items()
+    ]
+    header = ("distilled student", "exporter", "largest difference of a logit", "promised")
+    return ["", "## Exports", "", *_markdown(header, rows)] if rows else []
 
 
 def _ratio(cost: Mapping[str, Any], key: str) -> str:

@@ -18,6 +18,7 @@ from recdistill_core.registry import Registry
 from recdistill_core.wiring import check
 from recdistill_pipeline.dataset import Progress, Split, import_dataset, make_split, require_both_classes
 from recdistill_pipeline.evaluate import measure, predict
+from recdistill_pipeline.export import by_student, export_students
 from recdistill_pipeline.fit import fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.plots import draw_all
@@ -93,7 +94,7 @@ class Run:
         self.directory.step(name, partial(fit_student, self.plan, label, source, split, self.store, teacher, seed))
 
     def evaluate(self) -> dict[str, Any]:
-        """Score, measure and report; writes metrics.json, manifest.json, summary.md and plots."""
+        """Score, measure, export and report; writes exports, metrics.json, manifest.json, summary.md and plots."""
         source, split = self.dataset()
         kinds = [f"{label}-{kind}" for label in self.plan.students for kind in ("raw", "distilled")]
         steps = [f"seed-{seed}/{name}" for seed in self.plan.config.seeds for name in ("teacher", *kinds)]
@@ -106,18 +107,35 @@ class Run:
             )
         found = predict(self.plan, self.directory, source, split, self.say)
         results = {**self._about(source, split, found), **measure(self.plan, found, self.say)}
-        out = self.directory.path
-        draw_all(results, found, out / "plots")
-        write_atomically(out / "summary.md", summary(results))
-        write_atomically(out / "manifest.json", json.dumps(self._manifest(source), indent=2, default=str))
-        write_atomically(out / "metrics.json", json.dumps(results, indent=2, allow_nan=False))
+        exports = export_students(self.plan, self.directory, source, split, self.say)
+        results["exports"] = by_student(exports)
+        draw_all(results, found, self.directory.path / "plots")
+        self._report(source, results, exports)
         return results
+
+    def export(self) -> dict[str, Any]:
+        """Export the distilled students of a finished run; the manifest of each export, by its folder."""
+        home = self.directory.path / "metrics.json"
+        if not home.exists():
+            raise UsageError(
+                "the run is not evaluated yet", where=str(home.parent), fix="run 'evaluate' first, or 'run'"
+            )
+        source, split = self.dataset()
+        exports = export_students(self.plan, self.directory, source, split, self.say)
+        self._report(source, {**read_json(home), "exports": by_student(exports)}, exports)
+        return exports
 
     def all(self) -> dict[str, Any]:
         """The whole run."""
         self.teachers()
         self.students()
         return self.evaluate()
+
+    def _report(self, source: SampleSource, results: dict[str, Any], exports: Mapping[str, Any]) -> None:
+        out = self.directory.path
+        write_atomically(out / "summary.md", summary(results))
+        write_atomically(out / "manifest.json", json.dumps(self._manifest(source, exports), indent=2, default=str))
+        write_atomically(out / "metrics.json", json.dumps(results, indent=2, allow_nan=False))
 
     def _steps(self) -> dict[str, dict[str, Any]]:
         paths = sorted(self.directory.path.glob("seed-*/*/manifest.json"))
@@ -146,7 +164,7 @@ class Run:
             "versions": versions(),
         }
 
-    def _manifest(self, source: SampleSource) -> dict[str, Any]:
+    def _manifest(self, source: SampleSource, exports: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "format": 1,
             "config_digest": self.directory.config_digest,
@@ -161,4 +179,5 @@ class Run:
             },
             "versions": versions(),
             "steps": self._steps(),
+            "exports": dict(exports),
         }

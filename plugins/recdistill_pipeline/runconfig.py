@@ -148,6 +148,7 @@ class RunConfig:
     Attributes:
         task: the task that is evaluated. tasks: all tasks that are learnt; empty: ``task`` alone.
         students: one or more; the first one's numbers head ``metrics.json``.
+        exporters: formats in which every distilled student is written.
         seeds: each seed trains a teacher, and every student raw and distilled.
         threads: CPU threads; 0 leaves torch's choice.
     """
@@ -167,6 +168,7 @@ class RunConfig:
     student_training: TrainingConfig = field(default_factory=TrainingConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    exporters: list[Any] = field(default_factory=list)
     trainer: dict[str, Any] = field(default_factory=lambda: {"name": "lightning"})
     store: dict[str, Any] = field(default_factory=lambda: {"name": "parquet"})
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])

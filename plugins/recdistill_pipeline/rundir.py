@@ -18,6 +18,8 @@ from recdistill_core.errors import IntegrityError, UsageError
 from recdistill_core.files import sync, sync_tree, write_atomically
 from recdistill_core.fingerprint import digest, file_sha256
 
+#: Settings that no finished step depends on, so that a run may go on with others.
+LATE = ("exporters",)
 LIBRARIES = ("torch", "lightning", "torchmetrics", "numpy", "pyarrow", "duckdb", "safetensors", "xformers")
 
 
@@ -44,14 +46,14 @@ class RunDirectory:
             write_atomically(home, to_yaml(config))
 
     def _take_over(self, home: Path, config: Mapping[str, Any]) -> None:
-        """Go on with the run in the directory; replace its configuration while nothing has come of it."""
+        """Go on with the run in the directory; replace its configuration while nothing has come of what changes."""
         before = json.loads(json.dumps(OmegaConf.to_container(OmegaConf.load(home))))
-        changes = _changes(before, config)
-        if not changes:
+        if before == config:
             return
+        changes = _changes(_early(before), _early(config))
         started = any(self.path.glob("seed-*/*/manifest.json"))
         other_data = (self.path / "dataset").exists() and before.get("dataset") != config["dataset"]
-        if started or other_data:
+        if changes and (started or other_data):
             shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
             raise UsageError(
                 f"the run directory holds a run of another configuration: {shown}",
@@ -69,7 +71,7 @@ class RunDirectory:
         home = self.path / name
         if (home / "manifest.json").exists():
             return read_json(home / "manifest.json")
-        scratch = home.with_name(f".{home.name}.part")
+        scratch = self.scratch(name)
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(home, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -81,6 +83,11 @@ class RunDirectory:
         scratch.replace(home)
         sync(home.parent)
         return facts
+
+    def scratch(self, name: str) -> Path:
+        """Where a step is worked on until it is complete."""
+        home = self.path / name
+        return home.with_name(f".{home.name}.part")
 
     def done(self, name: str) -> bool:
         """Whether a step is complete."""
@@ -101,6 +108,10 @@ class RunDirectory:
                 fix=f"delete {self.path / name} and run again",
             )
         return path
+
+
+def _early(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in LATE}
 
 
 def _changes(before: Any, after: Any, path: str = "") -> list[str]:

@@ -37,7 +37,8 @@ CSV values keep their text as ids, so ``007`` and ``7`` are two users. Nothing i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import recdistill_core as rd
 
@@ -70,6 +71,13 @@ def _importer(config: TableConfig, context: rd.BuildContext) -> Importer:
     return TableImporter(config)
 
 
+def _example(folder: Path) -> dict[str, Any]:
+    from recdistill_table.example import write_example
+
+    write_example(folder)
+    return {"path": str(folder / "log.csv"), "schema": str(folder / "log.yaml")}
+
+
 @rd.hookimpl
 def recdistill_importers() -> list[rd.Component]:
     """The importer ``table``."""
@@ -79,7 +87,7 @@ def recdistill_importers() -> list[rd.Component]:
             TableConfig,
             _importer,
             "Anyone's CSV or Parquet log, described by a YAML file",
-            example={"path": "impressions.csv", "schema": "schema.yaml"},
+            example=_example,
             api_version=1,
         )
     ]

@@ -34,6 +34,13 @@ def positions(count: int, first: int = 0) -> NDArray[np.int64]:
     return np.arange(first, count, dtype=np.int64)
 
 
+def _tensor(column: Any) -> Tensor:
+    """A copy: columns may be read-only maps of a file."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(column))
+
+
 def extent(case: Case, source: SampleSource) -> int:
     """How many rows are looked at, 2 or more."""
     case.require(source.num_rows >= 2, f"has an example of {source.num_rows} rows: give it two or more")
@@ -86,7 +93,7 @@ def run_source(case: Case, made: SampleSource) -> Mapping[str, Any]:
 def rows_are_in_time_order(case: Case) -> None:
     """``event_time`` never falls from one row to the next, and columns have ``num_rows`` rows."""
     source = case.build()
-    time = torch.as_tensor(source.column("event_time"))
+    time = _tensor(source.column("event_time"))
     case.require(
         len(time) == source.num_rows, f"has {len(time)} event times and says that it has {source.num_rows} rows"
     )
@@ -100,7 +107,7 @@ def rows_are_in_time_order(case: Case) -> None:
 def row_at_is_the_first_row_at_or_after_a_time(case: Case) -> None:
     """``row_at`` agrees with the column ``event_time``, at, between, before and after its values."""
     source = case.build()
-    time = torch.as_tensor(source.column("event_time"))
+    time = _tensor(source.column("event_time"))
     picked = torch.unique(time[torch.linspace(0, len(time) - 1, 40).long()])
     for moment in torch.cat([picked - 1, picked, picked + 1]).tolist():
         wanted, found = int((time < moment).sum()), source.row_at(moment)
@@ -116,11 +123,11 @@ def a_batch_is_the_columns_in_the_order_asked_for(case: Case) -> None:
     rows = torch.cat([order, order[:3]])
     batch = source.batch(rows.numpy(), window_of(source))
     for name in ("example_id", "user_id", "item_id", "event_time"):
-        column = torch.as_tensor(source.column(name))[rows]
+        column = _tensor(source.column(name))[rows]
         same = len(batch) == len(rows) and torch.equal(getattr(batch, name), column.to(torch.int64))
         case.require(same, f"gives another {name} in a batch than in the column, for rows in shuffled order")
     for task in source.schema.tasks:
-        column = torch.as_tensor(source.column(f"label_{task}"))[rows]
+        column = _tensor(source.column(f"label_{task}"))[rows]
         seen = batch.observed[task]
         same = torch.equal(seen, ~column.isnan()) and torch.equal(batch.labels[task][seen], column[seen].float())
         case.require(same, f"gives another label of task {task!r} in a batch than in the column (NaN: not observed)")
@@ -162,7 +169,7 @@ def history_holds_only_earlier_events(case: Case) -> None:
 
 @check("source")
 def history_is_what_its_window_says(case: Case) -> None:
-    """A row sees the events that :class:`recdistill_core.interfaces.HistoryWindow` gives it, whatever its neighbours."""
+    """A row sees the events that a HistoryWindow gives it, whatever rows are read with it."""
     source = _with_events(case)
     rows = positions(extent(case, source))
     everything = source.batch(rows, WHOLE)
@@ -240,7 +247,7 @@ def truth_is_a_probability(case: Case) -> None:
         found = source.truth(task)
         if found is None:
             continue
-        values = torch.as_tensor(found)
+        values = _tensor(found)
         shape = tuple(values.shape)
         case.require(shape == (source.num_rows,), f"has a truth of shape {shape}, not ({source.num_rows},)")
         inside = bool(((values >= 0) & (values <= 1)).all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from recdistill_core import BuildContext, Component
@@ -35,7 +36,7 @@ def wrong(
     fault: str,
     *,
     config: type[Any] = Plain,
-    example: Mapping[str, Any] | None = None,
+    example: Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | None = None,
     summary: str = "Wrong on purpose",
     module: str = "",
     **more: Any,

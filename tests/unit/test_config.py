@@ -267,7 +267,7 @@ def test_needs_that_nobody_knows_are_attributed() -> None:
 
 @pytest.mark.parametrize("registered", installed().found, ids=lambda entry: f"{entry.kind}-{entry.component.name}")
 def test_every_installed_example_survives_a_trip_through_yaml(registered: Registered, tmp_path: Path) -> None:
-    config = fill_or_raise(registered.component.config, registered.component.example)
+    config = fill_or_raise(registered.component.config, registered.component.example_in(tmp_path))
     plain = Resolved(registered, config).plain()
     assert plain.pop("name") == registered.component.name
     path = tmp_path / "component.yaml"

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +103,12 @@ def rows_of(log):
     return table(log).to_pylist()
 
 
-def test_registers_one_importer_that_touches_no_file_when_built():
+def test_registers_one_importer_that_touches_no_file_when_built(tmp_path):
     (component,) = recdistill_importers()
     assert component.name == "kuairand"
-    assert callable(component.build(component.config(**component.example), BuildContext()).open)
+    example = component.example_in(tmp_path)
+    shutil.rmtree(tmp_path)
+    assert callable(component.build(component.config(**example), BuildContext()).open)
 
 
 def test_slice_stream_rows_have_labels_context_and_joined_features(small_slice):
