@@ -30,7 +30,7 @@ class Teacher(Protocol):
     """Scores impressions. A black box need not be a torch module."""
 
     def score(self, batch: Batch) -> Scores:
-        """Logits ``{task: [N]}`` in eval mode and without gradient; no label of the batch may move them."""
+        """Logits ``{task: [N]}`` in eval mode and without gradient; no label, other row or later event moves them."""
 
     def fingerprint(self) -> str:
         """Hex digest of weights, configuration and feature view; equal across processes."""
@@ -80,11 +80,11 @@ class Student(nn.Module):
     history: HistoryWindow | None = None
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """The plain tensors ``[N, ...]`` that the served model is fed, by name."""
+        """The plain tensors ``[N, ...]`` that the served model is fed, by name; only ``N`` may vary."""
         raise NotImplementedError
 
     def encode(self, **inputs: Tensor) -> Tensor:
-        """``[N, D]`` from the tensors of :meth:`inputs`."""
+        """``[N, D]`` from the tensors of :meth:`inputs`; an id outside its vocabulary, negative too, counts as 0."""
         raise NotImplementedError
 
     def tower(self) -> nn.Module:

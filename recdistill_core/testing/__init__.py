@@ -13,8 +13,26 @@ gives one test per (component, check). Without pytest: ``recdistill plugins chec
 
 # the checks register themselves; those for every kind come first
 from recdistill_core.testing import common as common  # isort: skip
+from recdistill_core.testing import columns as columns
 from recdistill_core.testing import debiaser as debiaser
+from recdistill_core.testing import debiaser_bias as debiaser_bias
+from recdistill_core.testing import exporter as exporter
+from recdistill_core.testing import fingerprints as fingerprints
+from recdistill_core.testing import importer as importer
+from recdistill_core.testing import leaks as leaks
 from recdistill_core.testing import loss as loss
+from recdistill_core.testing import loss_gradient as loss_gradient
+from recdistill_core.testing import metric as metric
+from recdistill_core.testing import rows as rows
+from recdistill_core.testing import served as served
+from recdistill_core.testing import source as source
+from recdistill_core.testing import store as store
+from recdistill_core.testing import strategy as strategy
+from recdistill_core.testing import strategy_labels as strategy_labels
+from recdistill_core.testing import student as student
+from recdistill_core.testing import teacher as teacher
+from recdistill_core.testing import trainer as trainer
+from recdistill_core.testing import weights as weights
 from recdistill_core.testing.cases import (
     CHECKS,
     Case,

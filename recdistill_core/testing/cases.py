@@ -58,8 +58,9 @@ class Case:
 
     def build(self, seed: int = 0) -> Any:
         """A new object from the example, with torch seeded before."""
+        chosen = Resolved(self.entry, self.config)  # before the seed: the example may draw numbers for its files
         torch.manual_seed(seed)
-        return Resolved(self.entry, self.config).build(self.context)
+        return chosen.build(self.context)
 
     def batch(self, made: Any = None, seed: int = 0) -> Batch:
         """The sample batch, with the history that ``made`` asks for; whole histories where it says nothing of them."""

@@ -52,6 +52,8 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
             return False
+        if one.device.type == "meta":  # tensors without data, which a component may have made to get away from the CPU
+            return True
         if one.is_floating_point():
             return torch.equal(one.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0)) and torch.equal(
                 one.isnan(), other.isnan()

@@ -35,6 +35,7 @@ MODULES = (
     "recdistill_core.registry",
     "recdistill_core.schema",
     "recdistill_core.selection",
+    "recdistill_core.serving",
     "recdistill_core.testing",
     "recdistill_lightning",
     "recdistill_parquet.dataset",
