@@ -35,7 +35,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which pip has installed all third-party fixtures."""
     target = tmp_path_factory.mktemp("thirdparty")
     projects = sorted(path.parent for path in FIXTURES.glob("*/pyproject.toml"))
-    assert len(projects) == 8
+    assert len(projects) == 9
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", *options, *map(str, projects)],

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
-import sysconfig
 import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from clean_cases import ROOT, CleanEnvironment, run
 
-ROOT = Path(__file__).parents[2]
 KINDS = ("teachers", "students", "losses", "plugins")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ENTRY_POINTS: dict[str, str] = PROJECT["project"]["entry-points"]["recdistill"]
@@ -31,18 +28,6 @@ def folders() -> list[str]:
         for path in (ROOT / kind).iterdir()
         if path.is_dir() and path.name != "__pycache__" and any(entry.is_file() for entry in path.iterdir())
     )
-
-
-def run(*command: str | Path, cwd: Path) -> str:
-    """Standard output of a command that must succeed, without the variables that point at this environment."""
-    outside = {
-        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
-    }
-    done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=outside, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +74,8 @@ def test_wheel_holds_the_files_that_are_not_python(built: Path) -> None:
 
 
 def test_constraints_pin_every_direct_dependency() -> None:
-    asked = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["test"]]
+    extras = PROJECT["project"]["optional-dependencies"]
+    asked = [*PROJECT["project"]["dependencies"], *extras["test"], *extras["docs"]]
     names = {re.split(r"[<>=; \[]", line)[0].lower() for line in asked}
     pinned = {
         line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
@@ -115,6 +101,8 @@ def test_sdist_holds_what_it_takes_to_test(built: Path) -> None:
         "benchmarks/README.md",
         "docs/README.md",
         "examples/coat_to_csv.py",
+        "examples/plugin-fm-student/.github/workflows/ci.yml",
+        "examples/plugin-fm-student/src/recdistill_fm/student.py",
         "tests/packaging/test_packaging.py",
     }
     assert wanted - names == set()
@@ -122,20 +110,10 @@ def test_sdist_holds_what_it_takes_to_test(built: Path) -> None:
 
 def test_wheel_works_in_a_clean_environment(built: Path, tmp_path: Path) -> None:
     (wheel,) = built.glob("*.whl")
-    clean = tmp_path / "clean"
-    run(sys.executable, "-m", "venv", "--without-pip", clean, cwd=tmp_path)
-    python = clean / "bin" / "python"
-    run(
-        *(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel),
-        cwd=tmp_path,
-    )
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
-    # The dependencies are taken from this environment: a path file adds its folder, and not what ITS path files add,
-    # so an editable install of this repository stays out of sight.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    where = run(python, "-c", "import recdistill_core; print(recdistill_core.__file__)", cwd=tmp_path).strip()
-    assert Path(where).is_relative_to(site)
-    rows = json.loads(run(clean / "bin" / "recdistill", "plugins", "list", "--json", cwd=tmp_path))
+    clean = CleanEnvironment(tmp_path / "clean", [wheel])
+    where = run(clean.python, "-c", "import recdistill_core; print(recdistill_core.__file__)", cwd=tmp_path).strip()
+    assert Path(where).is_relative_to(clean.site)
+    rows = json.loads(run(clean.recdistill, "plugins", "list", "--json", cwd=tmp_path))
     ours = [row for row in rows if row["distribution"] == "recdistill"]
     assert {row["name"]: row["reason"] for row in ours} == dict.fromkeys(ENTRY_POINTS, "")
     assert {row["status"] for row in ours} == {"ok"}
