@@ -6,12 +6,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint bench clean versions
+.PHONY: help demo test lint docs bench clean versions
 
 help:
 	@echo 'make demo      teacher, labels, student and report on simulated clicks, in a few minutes on a CPU'
 	@echo 'make test      what CI runs: ruff, mypy and all tests'
 	@echo 'make lint      ruff and mypy alone'
+	@echo 'make docs      the documentation as HTML in build/docs; a warning is an error'
 	@echo 'make bench     the benchmarks, with this machine beside the numbers'
 	@echo 'make versions  what is installed in $(VENV)'
 	@echo 'make clean     remove $(VENV), caches and build outputs; runs/ stays'
@@ -27,6 +28,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -b html -E -n -W --keep-going -q docs build/docs
+	@echo 'built: build/docs/README.html'
 
 bench: $(VENV)/.run
 	@found=; for file in benchmarks/bench_*.py; do \
@@ -58,4 +63,8 @@ $(VENV)/.run: pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.run
 	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) -e '.[docs]'
 	@touch $@

@@ -86,6 +86,8 @@ def plugins_show(
         for row in rows:
             console.print(f"[bold]{row['kind']} {row['name']}[/bold] — {escape(row['summary'])}")
             console.print(f"from {row['distribution']} {row['version']}, plugin API {row['api_version']}")
+            if row["needs"]:
+                console.print(f"needs {', '.join(row['needs'])}", markup=False)
             table = Table("setting", "type", "default")
             for setting in row["settings"]:
                 table.add_row(setting["name"], escape(setting["type"]), escape(str(setting["default"])))
@@ -122,6 +124,7 @@ def _describe(entry: Registered) -> dict[str, Any]:
         "distribution": entry.plugin.distribution,
         "version": entry.plugin.version,
         "api_version": component.api_version,
+        "needs": ["(depends on its settings)"] if callable(component.needs) else sorted(component.needs),
         "example": None if callable(component.example) else dict(component.example),
         "expected_failures": dict(component.expected_failures),
         "settings": settings,

@@ -27,6 +27,10 @@ class NotApplicable(Exception):
     """A check has nothing to say about this component; the message says why."""
 
 
+#: Kinds that are built without a schema and without tasks; an exporter is told the tasks alone.
+WITHOUT_DATASET = ("metric", "store", "source", "importer")
+
+
 @dataclass
 class Case:
     """One component under test.
@@ -53,8 +57,10 @@ class Case:
 
     @property
     def context(self) -> BuildContext:
-        """What ``build`` is told: the sample schema and its tasks."""
-        return BuildContext(self.schema, self.schema.tasks)
+        """What a run tells ``build``: schema and tasks, or nothing to the kinds that are built without a dataset."""
+        if self.entry.kind in WITHOUT_DATASET:
+            return BuildContext()
+        return BuildContext(None if self.entry.kind == "exporter" else self.schema, self.schema.tasks)
 
     def build(self, seed: int = 0) -> Any:
         """A new object from the example, with torch seeded before."""
@@ -75,10 +81,12 @@ class Case:
 
     def fail(self, fault: str) -> NoReturn:
         """Raise ConformanceError."""
+        __tracebackhide__ = True
         raise ConformanceError(f"{self.entry.kind} {self.entry.component.name!r} {fault}")
 
     def require(self, holds: bool, fault: str) -> None:
         """Raise ConformanceError with ``fault``, which continues "student 'fm' ...", unless ``holds``."""
+        __tracebackhide__ = True
         if not holds:
             self.fail(fault)
 

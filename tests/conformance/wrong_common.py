@@ -91,6 +91,10 @@ def raises(config: Any, context: BuildContext) -> Any:
     raise RuntimeError("no weights at hand")
 
 
+def wants_a_schema(config: Any, context: BuildContext) -> Any:
+    return context.require_schema()
+
+
 def not_a_loss(config: Any, context: BuildContext) -> Any:
     return torch.nn.Identity()
 
@@ -98,6 +102,7 @@ def not_a_loss(config: Any, context: BuildContext) -> Any:
 WRONG = [
     wrong("it_builds_from_its_example", "loss", raises, "RuntimeError: no weights at hand"),
     wrong("it_builds_from_its_example", "loss", not_a_loss, "lacks DistillationLoss"),
+    wrong("it_builds_from_its_example", "metric", wants_a_schema, "this component needs a dataset's schema"),
     wrong("it_builds_from_its_example", "loss", build, "unknown key", example={"margn": 1.0}),
     wrong("it_says_what_it_is", "loss", build, "has no summary", summary=" "),
     wrong("it_says_what_it_is", "loss", build, "more than one line", summary="one\ntwo"),

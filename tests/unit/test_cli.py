@@ -108,6 +108,11 @@ def test_plugins_show(recdistill: Shell) -> None:
     (row,) = json.loads(recdistill("plugins", "show", "dcn", "--json").out)
     assert (row["kind"], row["name"], row["distribution"], row["api_version"]) == ("student", "dcn", "recdistill", 1)
     assert {"name": "hidden", "type": "tuple[int, ...]", "default": [64, 32]} in row["settings"]
+    (row,) = json.loads(recdistill("plugins", "show", "ipw", "--json").out)
+    assert row["needs"] == ["propensity"]
+    assert "needs propensity" in recdistill("plugins", "show", "ipw").out
+    (row,) = json.loads(recdistill("plugins", "show", "sampling", "--json").out)
+    assert row["needs"] == ["(depends on its settings)"]
     (row,) = json.loads(recdistill("plugins", "show", "kuairand", "--json").out)
     assert row["settings"][0] == {"name": "path", "type": "str", "default": "required"}
     rows = json.loads(recdistill("plugins", "show", "recdistill:parquet", "--json").out)
