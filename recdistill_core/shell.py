@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -88,9 +89,9 @@ def plugins_show(
             console.print(f"from {row['distribution']} {row['version']}, plugin API {row['api_version']}")
             if row["needs"]:
                 console.print(f"needs {', '.join(row['needs'])}", markup=False)
-            table = Table("setting", "type", "default")
+            table = Table("setting", "type", "default", "meaning")
             for setting in row["settings"]:
-                table.add_row(setting["name"], escape(setting["type"]), escape(str(setting["default"])))
+                table.add_row(*(escape(str(setting[key])) for key in ("name", "type", "default", "meaning")))
             console.print(table)
             for check, reason in row["expected_failures"].items():
                 console.print(f"fails the check {check} by design: {reason}", markup=False)
@@ -102,11 +103,20 @@ def _named(entry: Registered, name: str) -> bool:
     return name in (entry.component.name, entry.qualified)
 
 
+def meanings(config: type[Any]) -> dict[str, str]:
+    """Field -> what the ``Attributes`` section of the class's docstring says of it; several fields may share a line."""
+    section = (config.__doc__ or "").partition("Attributes:")[2]
+    names = "|".join(re.escape(name) for name in config.__dataclass_fields__)
+    parts = re.split(rf"(?:^|(?<=\s))((?:{names})(?:, (?:{names}))*): ", section)
+    told = zip(parts[1::2], parts[2::2], strict=True)
+    return {name: " ".join(text.split()) for head, text in told for name in head.split(", ")}
+
+
 def _describe(entry: Registered) -> dict[str, Any]:
     from dataclasses import MISSING, fields
 
     component = entry.component
-    settings = []
+    settings, told = [], meanings(component.config)
     for setting in fields(component.config):
         default = setting.default if setting.default is not MISSING else setting.default_factory
         shown = "required" if default is MISSING else default() if callable(default) else default
@@ -115,6 +125,7 @@ def _describe(entry: Registered) -> dict[str, Any]:
                 "name": setting.name,
                 "type": setting.type.__name__ if isinstance(setting.type, type) else str(setting.type),
                 "default": shown,
+                "meaning": told.get(setting.name, ""),
             }
         )
     return {

@@ -11,7 +11,11 @@ from recdistill_core import BuildContext, Component, hookimpl
 
 @dataclass(frozen=True)
 class AlphaConfig:
-    """``alpha``: weight of the distillation loss beside the task loss, finite and >= 0; not tied to ``1 - alpha``."""
+    """How much the teacher counts.
+
+    Attributes:
+        alpha: weight of the distillation loss beside the task loss, finite and >= 0; not tied to ``1 - alpha``.
+    """
 
     alpha: float = 1.0
 

@@ -7,7 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +107,17 @@ def test_plugins_list_imports_no_torch() -> None:
 def test_plugins_show(recdistill: Shell) -> None:
     (row,) = json.loads(recdistill("plugins", "show", "dcn", "--json").out)
     assert (row["kind"], row["name"], row["distribution"], row["api_version"]) == ("student", "dcn", "recdistill", 1)
-    assert {"name": "hidden", "type": "tuple[int, ...]", "default": [64, 32]} in row["settings"]
+    meant = "widths of the parallel dense layers."
+    assert {"name": "hidden", "type": "tuple[int, ...]", "default": [64, 32], "meaning": meant} in row["settings"]
     (row,) = json.loads(recdistill("plugins", "show", "ipw", "--json").out)
     assert row["needs"] == ["propensity"]
     assert "needs propensity" in recdistill("plugins", "show", "ipw").out
     (row,) = json.loads(recdistill("plugins", "show", "sampling", "--json").out)
     assert row["needs"] == ["(depends on its settings)"]
     (row,) = json.loads(recdistill("plugins", "show", "kuairand", "--json").out)
-    assert row["settings"][0] == {"name": "path", "type": "str", "default": "required"}
+    path = row["settings"][0]
+    assert (path["name"], path["type"], path["default"]) == ("path", "str", "required")
+    assert path["meaning"].startswith("folder of the official release")
     rows = json.loads(recdistill("plugins", "show", "recdistill:parquet", "--json").out)
     assert [row["kind"] for row in rows] == ["store", "source"]
     (row,) = json.loads(recdistill("plugins", "show", "parquet", "--kind", "source", "--json").out)
@@ -125,6 +128,40 @@ def test_plugins_show(recdistill: Shell) -> None:
         True,
         True,
     )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a component is told.
+
+    Attributes:
+        path: a file, see: the docs.
+        low, high: bounds of the range,
+            both inclusive. step: between them.
+    """
+
+    path: str
+    low: int = 0
+    high: int = 1
+    step: int = 1
+    silent: bool = False
+
+
+def test_meanings_come_from_the_docstring() -> None:
+    assert shell.meanings(Settings) == {
+        "path": "a file, see: the docs.",
+        "low": "bounds of the range, both inclusive.",
+        "high": "bounds of the range, both inclusive.",
+        "step": "between them.",
+    }
+    assert shell.meanings(BuildContext(None).__class__)["tasks"] == "names of the tasks to predict, in order."
+    assert shell.meanings(Done) == {}
+
+
+@pytest.mark.parametrize("entry", installed().found, ids=lambda entry: f"{entry.kind}-{entry.component.name}")
+def test_every_shipped_setting_has_a_meaning(entry: Registered) -> None:
+    config = entry.component.config
+    assert set(shell.meanings(config)) == {setting.name for setting in fields(config)}
 
 
 def test_an_unknown_component_is_a_plugin_error(recdistill: Shell) -> None:
