@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,7 +14,9 @@ from recdistill_core.cli import JsonOption, emit, messages
 from recdistill_core.errors import UsageError, suggest
 from recdistill_core.hookspecs import HOOKS
 from recdistill_core.registry import Registered, Registry, installed
-from recdistill_core.testing import Outcome, checks_for, entries_of, run_check
+
+if TYPE_CHECKING:
+    from recdistill_core.testing import Outcome
 
 COLOURS = {"passed": "green", "failed": "red", "expected failure": "yellow", "not applicable": "dim"}
 
@@ -25,6 +27,8 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Run the conformance kit on installed components. Exit code 4 if a check fails."""
+    from recdistill_core.testing import checks_for, run_check  # needs torch, which --help does not
+
     entries = _named(name, kind, installed())
     todo = [(entry, check) for entry in entries for check in checks_for(entry)]
     steps = track(todo, description="checking", console=messages(), transient=True)
@@ -57,6 +61,8 @@ def _named(name: str, kind: str, registry: Registry) -> Sequence[Registered]:
     if found:
         return found
     if any(record.distribution == name for record in registry.plugins):
+        from recdistill_core.testing import entries_of
+
         return entries_of(name, registry)
     raise registry.unknown("component", name, registry.found)
 

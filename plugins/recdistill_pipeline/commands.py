@@ -1,10 +1,13 @@
-"""The verbs of the pipeline. Functions are thin: they read arguments, run a job and print its answer."""
+"""The verbs of the pipeline. Functions are thin: they read arguments, run a job and print its answer.
+
+What needs torch is imported when a verb runs, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
 import importlib.resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,7 +17,9 @@ from recdistill_core.cli import JsonOption, emit, messages
 from recdistill_core.config import load_yaml, resolve, to_yaml
 from recdistill_core.errors import ConfigError, Problem, UsageError
 from recdistill_core.registry import installed
-from recdistill_pipeline.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from recdistill_pipeline.plan import Plan
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file.", metavar="CONFIG")]
 OverridesArgument = Annotated[
@@ -55,7 +60,13 @@ def _with_run(plan: Plan, out: Path, job: str) -> Any:
 
 
 def _plan(config: Path, overrides: list[str] | None) -> Plan:
-    return make_plan(load_yaml(config, overrides or []), installed())
+    return _made(load_yaml(config, overrides or []))
+
+
+def _made(plain: dict[str, Any]) -> Plan:
+    from recdistill_pipeline.plan import make_plan  # needs torch, which --help does not
+
+    return make_plan(plain, installed())
 
 
 def _finish(results: dict[str, Any], out: Path, json: bool) -> None:
@@ -106,7 +117,7 @@ def export(
     """Export every distilled student of a finished run, with this exporter beside those of its configuration."""
     plain = load_yaml(_config_of(out))
     others = [entry for entry in plain.get("exporters", []) if entry["name"] != name]
-    plan = make_plan({**plain, "exporters": [*others, {"name": name, **_settings(settings)}]}, installed())
+    plan = _made({**plain, "exporters": [*others, {"name": name, **_settings(settings)}]})
     found = _with_run(plan, out, "export")
     paths = [str(out / step / facts["path"]) for step, facts in found.items()]
     emit(found, json, lambda console: console.print("\n".join(paths), highlight=False, soft_wrap=True))

@@ -94,10 +94,17 @@ def test_plugins_list_is_one_document(recdistill: Shell) -> None:
     assert "student mlp" in table.out
 
 
-def test_plugins_list_imports_no_torch() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help", "--version", "plugins list", "plugins list --json", "plugins show dcn", "plugins new --help",
+        "plugins check --help", *(f"{verb} --help" for verb in sorted(VERBS)),
+    ],
+)  # fmt: skip
+def test_looking_around_imports_no_torch(words: str) -> None:
     code = (
         "import sys\nfrom recdistill_core.cli import main\n"
-        "try:\n    main(['plugins', 'list'])\nfinally:\n"
+        f"try:\n    main({words.split()})\nfinally:\n"
         "    print(sorted({'torch', 'lightning', 'pyarrow', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
