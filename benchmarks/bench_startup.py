@@ -45,4 +45,4 @@ def measure() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    show({"Start-up, best of several": measure()}, arguments(__doc__).json)
+    show({"Start-up, best of several": measure()}, arguments(__doc__ or "").json)
