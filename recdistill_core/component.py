@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from recdistill_core.errors import suggest
 from recdistill_core.schema import Schema
 
 #: Version of the contracts between the core and its plugins.
@@ -75,6 +76,12 @@ class Component:
             raise ValueError(f"component name {self.name!r} must hold only letters, digits, '_' and '-'")
         if not (isinstance(self.config, type) and is_dataclass(self.config)):
             raise TypeError(f"component {self.name!r}: config must be a dataclass type, not {self.config!r}")
+        if not self.config.__dataclass_params__.frozen:  # type: ignore[attr-defined]  # every dataclass has it
+            raise TypeError(
+                f"component {self.name!r}: config {self.config.__name__} must be frozen: @dataclass(frozen=True)"
+            )
+        if not callable(self.needs):
+            self._require_known(self.needs)
         if not callable(self.build):
             raise TypeError(f"component {self.name!r}: build must be callable")
         for check, reason in self.expected_failures.items():
@@ -88,10 +95,18 @@ class Component:
     def needs_of(self, config: Any) -> frozenset[str]:
         """The capabilities that this component needs under ``config``."""
         needs = self.needs(config) if callable(self.needs) else self.needs
-        unknown = needs - set(CAPABILITIES)
-        if unknown:
-            raise ValueError(f"component {self.name!r} needs unknown capabilities {sorted(unknown)}")
+        self._require_known(needs)
         return needs
+
+    def _require_known(self, needs: Any) -> None:
+        if not isinstance(needs, set | frozenset):
+            raise TypeError(f"component {self.name!r}: needs must be a set of names, got {needs!r}")
+        unknown = sorted(needs - set(CAPABILITIES))
+        if unknown:
+            raise ValueError(
+                f"component {self.name!r} needs unknown capabilities {', '.join(unknown)}"
+                f"{suggest(unknown[0], CAPABILITIES)}; known: {', '.join(CAPABILITIES)}"
+            )
 
 
 @dataclass(frozen=True)

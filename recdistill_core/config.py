@@ -58,8 +58,10 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
-def fill(cls: type[T], data: Any, path: str, problems: list[Problem]) -> T | None:
+def fill(cls: type[T], data: Any, path: str, problems: list[Problem], owner: str = "") -> T | None:
     """An instance of the dataclass ``cls`` from ``data``, or None with its faults appended to ``problems``.
+
+    ``owner`` says whose settings they are (``loss 'kl'``), for messages.
 
     Dataclasses inside it are filled in turn, so that a fault in one carries its own path.
     """
@@ -75,7 +77,11 @@ def fill(cls: type[T], data: Any, path: str, problems: list[Problem]) -> T | Non
         if isinstance(value, str) and value == MISSING_VALUE:
             problems.append(Problem(where, f"has the value {MISSING_VALUE}, which stands for a missing one"))
         elif key not in known:
-            problems.append(Problem(where, f"unknown key{suggest(str(key), known)}; known: {', '.join(known)}"))
+            near = suggest(str(key), ["name", *known] if owner else known)
+            there = (
+                f"{owner + ' has' if owner else 'known'}: {', '.join(known)}" if known else f"{owner} has no settings"
+            )
+            problems.append(Problem(where, f"unknown key{near}; {there.strip()}"))
         else:
             values[key] = _filled(cls, key, hints[key], value, where, problems)
     for entry in fields(cls):  # type: ignore[arg-type]  # as above
@@ -200,7 +206,8 @@ def resolve(registry: Registry, kind: str, spec: Any, path: str, problems: list[
         problems.append(Problem(path, f"must name a {kind}, as in {{name: ..., ...}}, got {spec!r}"))
         return None
     entry = registry.get(kind, str(spec["name"]))
-    config = fill(entry.component.config, {k: v for k, v in spec.items() if k != "name"}, path, problems)
+    settings = {key: value for key, value in spec.items() if key != "name"}
+    config = fill(entry.component.config, settings, path, problems, f"{kind} {spec['name']!r}")
     return None if config is None else Resolved(entry, config, str(spec["name"]))
 
 

@@ -32,7 +32,12 @@ def load_plugin(point: EntryPoint) -> tuple[list[tuple[str, Component]], list[Co
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     plugin = point.load()
-    manager.register(plugin, name=point.name)
+    try:
+        manager.register(plugin, name=point.name)
+    except pluggy.PluginValidationError as error:
+        raise PluginError(
+            " ".join(str(error).split()), where=point.value, fix="hooks take no arguments: write def recdistill_...():"
+        ) from error
     _check_hooks(manager, plugin, point.value)
     offered = [
         (kind, _checked(entry, hook, Component))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,12 @@ class Objective(nn.Module):
         if self.strategy is None:
             return {"main/hard": parts.hard(heads["main"])}
         found = self.strategy.terms(heads, parts)
+        if not isinstance(found, Mapping):
+            raise PluginError(
+                f"{type(self.strategy).__name__} returned {found!r:.60} as terms",
+                where=type(self.strategy).__module__,
+                fix="return {name of the term: [N]}",
+            )
         return {name: _per_row(values, batch, self.strategy, f"term {name!r}") for name, values in found.items()}
 
     def reduce(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -105,11 +112,12 @@ class _Parts:
         return _per_row(values, self.batch, loss, "loss")
 
 
-def _per_row(values: Tensor, batch: Batch, made_by: nn.Module, what: str) -> Tensor:
+def _per_row(values: Any, batch: Batch, made_by: nn.Module, what: str) -> Tensor:
     """``values``, or a PluginError where they are not ``[N]``: a component that reduces by itself would train on."""
-    if values.shape != (len(batch),):
+    if not isinstance(values, Tensor) or values.shape != (len(batch),):
+        got = f"a {what} of shape {list(values.shape)}" if isinstance(values, Tensor) else f"{values!r:.60} as {what}"
         raise PluginError(
-            f"{type(made_by).__name__} returned a {what} of shape {list(values.shape)} for {len(batch)} rows",
+            f"{type(made_by).__name__} returned {got} for {len(batch)} rows",
             where=f"{type(made_by).__module__}",
             fix=f"return one value per row, shape [{len(batch)}]; recdistill reduces",
         )

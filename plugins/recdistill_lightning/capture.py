@@ -17,6 +17,7 @@ from recdistill_core.fingerprint import digest
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LabelWriter, LogitStore
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.modules import TeacherModule
+from recdistill_lightning.order import SHUFFLED
 from recdistill_lightning.trained import TrainedExamples
 
 __all__ = ["LogitCapture", "TrainedExamples", "capture_after_training"]
@@ -225,11 +226,11 @@ def _reading(trainer: L.Trainer) -> list[Any]:
 def _refuse_shuffling(trainer: L.Trainer) -> None:
     """A later row's history holds the label of the rows before it, so a user's rows must be read in time order."""
     data = getattr(trainer, "datamodule", None)
-    if isinstance(data, DistillationDataModule) and data.order.within == "shuffle" and data.order.window_hours > 0:
+    if isinstance(data, DistillationDataModule) and data.order.within in SHUFFLED and data.order.window_hours > 0:
         raise LeakError(
             "in a shuffled window the teacher could be trained on a later row of a user, whose history holds the label "
             "of a row that is captured only then",
-            where="ReadOrder(within='shuffle')",
+            where=f"ReadOrder(within={data.order.within!r})",
             fix="read the teacher's rows with within='user' or 'time'",
         )
 

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from recdistill_core.batch import Batch, Scores
-from recdistill_core.errors import UsageError
+from recdistill_core.errors import DataError, UsageError
 from recdistill_core.interfaces import HistoryWindow, ServingModule, Student, TrainableTeacher
 from recdistill_core.objective import Objective
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.trained import TrainedExamples
 
 TRAINED_ON = "recdistill_trained_on"
+#: Steps between two looks at whether the loss is finite, on a device where looking makes the program wait.
+LOOK_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,22 @@ class _Module(L.LightningModule):
     def _log_terms(self, task: str, terms: Mapping[str, Tensor], count: int) -> None:
         values = {f"train/{task}/{name}": value.detach().mean() for name, value in terms.items()}
         self.log_dict(values, batch_size=count)
+        if values and (next(iter(values.values())).device.type == "cpu" or self.global_step % LOOK_EVERY == 0):
+            self._require_finite(values)
+
+    def _require_finite(self, values: Mapping[str, Tensor]) -> None:
+        """Raise DataError for a term that is NaN or infinite: what is trained on it is lost."""
+        wrong = [name for name, value in values.items() if not bool(torch.isfinite(value))]
+        if wrong:
+            task = wrong[0].split("/")[1]
+            parts = [part for part in (self.objective(task).strategy, self.objective(task).loss) if part is not None]
+            names = ", ".join(type(part).__name__ for part in parts)
+            raise DataError(
+                f"the training loss is NaN or infinite at step {self.global_step}: {', '.join(wrong)}",
+                where=f"{type(self).__name__}{f' with {names}' if names else ''}",
+                fix="lower the learning rate or clip gradients; if it is so from the first step, run the loss through "
+                "'recdistill plugins check NAME' and look at the features",
+            )
 
 
 class TeacherModule(_Module):

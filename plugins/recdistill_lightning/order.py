@@ -1,4 +1,4 @@
-"""The order in which rows are read: time windows in order; within a window by time, by user, or shuffled."""
+"""The order in which rows are read: windows of time in order; within one by time, user, request, or shuffled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from recdistill_core.errors import DataError
 from recdistill_core.interfaces import SampleSource
 
-WITHIN = ("time", "user", "shuffle")
+WITHIN = ("time", "user", "request", "shuffle")
+#: Orders in which a later row of a user may be read before an earlier one.
+SHUFFLED = ("request", "shuffle")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class ReadOrder:
         window_hours: rows are read in windows of this many hours of event time, windows in time order; a window is
             the precision of "in time order". 0: strict time order.
         within: order inside a window. ``user`` keeps the rows of one user together, users in seeded random order, so
-            that a long history is encoded once per window; ``shuffle`` is a seeded random order; ``time`` is strict.
+            that a long history is encoded once per window; ``request`` reads whole requests in seeded random order and
+            cuts none (unless it alone is larger than a batch), for losses over the rows of a request; ``shuffle`` is a
+            seeded random order; ``time`` is strict.
     """
 
     batch_size: int = 2048
@@ -67,14 +71,30 @@ def row_batches(
             f"no rows between positions {start} and {stop}", where="read order", fix="widen the split's time range"
         )
     within = "time" if order.window_hours <= 0 else order.within
-    users = source.column("user_id")
+    owners = source.column("request_id" if within == "request" else "user_id")
     for number, (first, last) in enumerate(windows(source.column("event_time"), start, stop, order.window_hours)):
         rows = np.arange(first, last, dtype=np.int64)
         generator = np.random.default_rng([seed, number])
         if within == "shuffle":
             rows = generator.permutation(rows)
-        elif within == "user":
-            present, place = np.unique(users[first:last], return_inverse=True)
-            rows = rows[np.argsort(generator.permutation(len(present))[place], kind="stable")]
+        elif within in ("user", "request"):
+            present, place = np.unique(owners[first:last], return_inverse=True)
+            turn = generator.permutation(len(present))[place]
+            rows = rows[np.argsort(turn, kind="stable")]
+            if within == "request":
+                yield from _whole(rows, np.bincount(turn), order.batch_size)
+                continue
         for begin in range(0, len(rows), order.batch_size):
             yield rows[begin : begin + order.batch_size]
+
+
+def _whole(rows: NDArray[np.int64], sizes: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Batches of whole groups, whose ``sizes`` add up to the rows; only a group larger than a batch is cut."""
+    ends = np.cumsum(sizes)
+    begin = 0
+    while begin < len(rows):
+        last = int(np.searchsorted(ends, begin + batch_size, side="right")) - 1
+        stop = int(ends[last]) if last >= 0 else 0
+        stop = stop if stop > begin else begin + batch_size
+        yield rows[begin:stop]
+        begin = stop

@@ -109,6 +109,16 @@ def make_plan(data: Mapping[str, Any], registry: Registry) -> Plan:
                 "distilled; set capture.allow_leaky=true to do it all the same, every result is then marked leaky",
             )
         )
+    if config.student_training.within == "shuffle" and config.student_training.window_hours > 0:
+        listwise = [entry for entry in (*students, strategy, loss, *student_debiasers) if entry is not None]
+        problems.extend(
+            Problem(
+                "student_training.within",
+                f"'shuffle' tears requests apart, and {entry.label} needs their rows together; set it to request",
+            )
+            for entry in listwise
+            if "request_groups" in entry.needs()
+        )
     for path, found in (("evaluation.metrics", metrics), ("evaluation.plain", plain)):
         names = [entry.name for entry in found if entry is not None]
         twice = sorted({name for name in names if names.count(name) > 1})

@@ -80,8 +80,10 @@ class TeacherTrainingConfig(TrainingConfig):
     within: str = "user"
 
     def __post_init__(self) -> None:
+        from recdistill_lightning.order import SHUFFLED
+
         super().__post_init__()
-        if self.within == "shuffle" and self.window_hours > 0:
+        if self.within in SHUFFLED and self.window_hours > 0:
             raise ValueError(
                 "within must be user or time for a teacher: in a shuffled window it could be trained on a later row of "
                 "a user, whose history holds the label of a row that is captured only then"

@@ -256,11 +256,12 @@ def test_a_build_that_raises_is_attributed() -> None:
 
 
 def test_needs_that_nobody_knows_are_attributed() -> None:
-    registry = entry(None.__class__, needs=frozenset({"postion"}))
+    registry = entry(None.__class__, needs=lambda config: frozenset({"postion"}))
     with pytest.raises(PluginError) as error:
         Resolved(registry.found[0], Inner()).needs()
     assert str(error.value) == (
-        "loss 'foo' cannot say what it needs: component 'foo' needs unknown capabilities ['postion']\n"
+        "loss 'foo' cannot say what it needs: component 'foo' needs unknown capabilities postion (did you mean "
+        "'position'?); known: history, position, propensity, keep_rates, request_groups, teacher\n"
         "  where: plugin 'point' (rd-foo 1.0)"
     )
 
@@ -275,6 +276,28 @@ def test_every_installed_example_survives_a_trip_through_yaml(registered: Regist
     again = fill_or_raise(registered.component.config, load_yaml(path))
     assert again == config
     assert type(again) is type(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "message"),
+    [
+        (
+            "loss",
+            {"name": "soft_ce", "nam": "kl"},
+            "loss.nam: unknown key (did you mean 'name'?); loss 'soft_ce' has no settings",
+        ),
+        ("loss", {"name": "kl", "tau": 2}, "loss.tau: unknown key; loss 'kl' has: temperature"),
+        (
+            "loss",
+            {"name": "kl", "temprature": 2},
+            "loss.temprature: unknown key (did you mean 'temperature'?); loss 'kl' has: ",
+        ),
+    ],
+)
+def test_an_unknown_setting_says_whose_it_is(kind: str, spec: dict[str, Any], message: str) -> None:
+    problems: list[Problem] = []
+    assert resolve(installed(), kind, spec, kind, problems) is None
+    assert problems[0].startswith(message)
 
 
 def test_it_says_which_plugin_it_comes_from() -> None:

@@ -27,6 +27,7 @@ class Log:
 
     event_time: NDArray[np.int64]
     user_id: NDArray[np.int64]
+    request_id: NDArray[np.int64]
     schema: Schema = SCHEMA
     snapshot_id: str = "log"
     num_rows: int = 0
@@ -53,9 +54,9 @@ def logs(draw: st.DrawFn) -> Log:
     rows = draw(st.lists(st.tuples(st.integers(0, 200 * HOUR), st.integers(0, 4)), min_size=1, max_size=60))
     rows.sort(key=lambda row: row[0])
     start = draw(st.sampled_from([0, 1_650_000_000_123, -5 * HOUR]))
-    return Log(
-        np.array([time + start for time, _ in rows], dtype=np.int64), np.array([user for _, user in rows], np.int64)
-    )
+    users = np.array([user for _, user in rows], np.int64)
+    requests = users * 100 + np.array(draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows))))
+    return Log(np.array([time + start for time, _ in rows], dtype=np.int64), users, requests)
 
 
 orders = st.builds(
@@ -109,15 +110,36 @@ def test_user_order_keeps_a_users_rows_together_and_in_time_order(
 
 
 @given(readings())
+def test_request_order_cuts_no_request_that_fits_a_batch(reading: tuple[Log, int, int, ReadOrder, int]) -> None:
+    log, start, stop, order, seed = reading
+    order = ReadOrder(order.batch_size, order.window_hours or 24.0, "request")
+    batches = list(row_batches(log, start, stop, order, seed))
+    rows = np.concatenate(batches)
+    owner = list(zip(window_of(log, rows, order.window_hours).tolist(), log.request_id[rows].tolist(), strict=True))
+    number = np.repeat(np.arange(len(batches)), [len(batch) for batch in batches])
+    for key in set(owner):
+        places = [place for place, other in enumerate(owner) if other == key]
+        assert places == list(range(places[0], places[0] + len(places))), "its rows are neighbours"
+        assert rows[places].tolist() == sorted(rows[places].tolist())
+        if len(places) <= order.batch_size:
+            assert len(set(number[places].tolist())) == 1, "and in one batch"
+    for batch, later in pairwise(batches):
+        first = int(np.flatnonzero(rows == later[0])[0])
+        size = owner.count(owner[first])
+        same_window = owner[first - 1][0] == owner[first][0]
+        assert not same_window or len(batch) + min(size, order.batch_size) > order.batch_size or size > order.batch_size
+
+
+@given(readings())
 def test_the_order_is_a_function_of_the_seed(reading: tuple[Log, int, int, ReadOrder, int]) -> None:
     log, start, stop, order, seed = reading
     one, two = (list(row_batches(log, start, stop, order, seed)) for _ in range(2))
     assert [part.tolist() for part in one] == [part.tolist() for part in two]
 
 
-@pytest.mark.parametrize("within", ["user", "shuffle"])
+@pytest.mark.parametrize("within", ["user", "request", "shuffle"])
 def test_seeds_and_windows_are_shuffled_differently(within: str) -> None:
-    log = Log(np.arange(400) * HOUR // 4, np.arange(400) % 40)
+    log = Log(np.arange(400) * HOUR // 4, np.arange(400) % 40, np.arange(400) // 4)
     order = ReadOrder(50, 50, within)
     first, again, other = (np.concatenate(list(row_batches(log, 0, 400, order, seed))) for seed in (1, 1, 2))
     assert (first == again).all()
@@ -134,7 +156,7 @@ def test_windows_tile_the_rows(log: Log, hours: float) -> None:
 
 
 def test_an_empty_range_is_refused() -> None:
-    log = Log(np.arange(4), np.zeros(4, np.int64))
+    log = Log(np.arange(4), np.zeros(4, np.int64), np.zeros(4, np.int64))
     with pytest.raises(DataError, match="no rows between positions 2 and 2"):
         list(row_batches(log, 2, 2, ReadOrder(), 0))
 
@@ -146,7 +168,7 @@ def test_an_empty_range_is_refused() -> None:
         ({"window_hours": -1.0}, "window_hours must be >= 0 and finite, got -1.0"),
         ({"window_hours": float("nan")}, "window_hours must be >= 0 and finite, got nan"),
         ({"window_hours": float("inf")}, "window_hours must be >= 0 and finite, got inf"),
-        ({"within": "random"}, "within must be one of time, user, shuffle, got 'random'"),
+        ({"within": "random"}, "within must be one of time, user, request, shuffle, got 'random'"),
     ],
 )
 def test_bad_orders_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -185,7 +207,7 @@ def test_zero_epochs_are_refused() -> None:
 
 
 def test_the_sampler_reads_the_pass_of_its_epoch_and_no_more() -> None:
-    log = Log(np.arange(30) * HOUR, np.arange(30) % 3)
+    log = Log(np.arange(30) * HOUR, np.arange(30) % 3, np.arange(30))
     sampler = RowSampler(log, Phases(0, 30, 20, 2), ReadOrder(4, 8, "shuffle"), 7)
     epochs = []
     for epoch in range(3):

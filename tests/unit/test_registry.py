@@ -41,9 +41,9 @@ BROKEN = {
     ),
     "arguments": (
         "@rd.hookimpl\ndef recdistill_losses(registry):\n    return []",
-        "PluginValidationError: Plugin 'arguments' for hook 'recdistill_losses' hookimpl definition: "
+        "Plugin 'arguments' for hook 'recdistill_losses' hookimpl definition: "
         "recdistill_losses(registry) Argument(s) {'registry'} are declared in the hookimpl but can not be found in "
-        "the hookspec",
+        "the hookspec where: fake_arguments to do: hooks take no arguments: write def recdistill_...():",
     ),
     "other_type": (
         "@rd.hookimpl\ndef recdistill_losses():\n    return [Config()]",
@@ -78,6 +78,20 @@ BROKEN = {
     "lazy_hook": (
         "@rd.hookimpl\ndef recdistill_losses():\n    yield loss('x')\n    1 / 0",
         "ZeroDivisionError: division by zero",
+    ),
+    "thawed": (
+        "@dataclass\nclass Thawed:\n    x: int = 0\n\n@rd.hookimpl\ndef recdistill_losses():\n"
+        "    return [rd.Component('x', Thawed, len, 's', api_version=1)]",
+        "TypeError: component 'x': config Thawed must be frozen: @dataclass(frozen=True)",
+    ),
+    "unknown_need": (
+        "@rd.hookimpl\ndef recdistill_losses():\n    return [loss('x', needs=frozenset({'requests'}))]",
+        "ValueError: component 'x' needs unknown capabilities requests (did you mean 'request_groups'?); known: "
+        "history, position, propensity, keep_rates, request_groups, teacher",
+    ),
+    "bare_need": (
+        "@rd.hookimpl\ndef recdistill_losses():\n    return [loss('x', needs='history')]",
+        "TypeError: component 'x': needs must be a set of names, got 'history'",
     ),
     "no_reason": (
         "@rd.hookimpl\ndef recdistill_losses():\n    return [loss('x', expected_failures={'c': ' '})]",
