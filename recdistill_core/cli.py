@@ -20,7 +20,7 @@ import typer
 import recdistill_core
 from recdistill_core.component import Command
 from recdistill_core.console import JsonOption, emit, messages
-from recdistill_core.errors import PluginError, RecdistillError
+from recdistill_core.errors import PluginError, RecdistillError, UsageError
 from recdistill_core.registry import PluginRecord, Registry, installed
 from recdistill_core.selection import Selection
 from recdistill_core.shell import doctor, plugins_app
@@ -37,6 +37,7 @@ def build_app(registry: Registry, argv: Sequence[str]) -> typer.Typer:
 
     Raises:
         PluginError: if ``argv`` asks for a verb that cannot be loaded, or that more than one plugin registers.
+        UsageError: for an unknown verb while plugins are switched off.
     """
     app = typer.Typer(
         name="recdistill",
@@ -52,6 +53,13 @@ def build_app(registry: Registry, argv: Sequence[str]) -> typer.Typer:
     tops = {command.name: (command, owner) for command, owner in registry.commands if " " not in command.name}
     inner = [(command, owner) for command, owner in registry.commands if " " in command.name]
     heads = dict.fromkeys(["plugins", *tops, *(command.name.split(" ")[0] for command, _ in inner)])
+    off = [owner for owner in registry.plugins if owner.off]
+    if wanted and off and wanted[0] not in (*heads, "doctor"):
+        raise UsageError(
+            f"there is no command {wanted[0]!r}, and {len(off)} plugins that may have it are switched off",
+            where="--no-plugin and --only-plugin, or the environment",
+            fix="let the plugin load that has it; --only-plugin recdistill lets those load that ship with recdistill",
+        )
     for head in heads:
         verbs = [(command, owner) for command, owner in inner if command.name.split(" ")[0] == head]
         if head == "plugins":

@@ -80,6 +80,8 @@ class Component:
             raise TypeError(
                 f"component {self.name!r}: config {self.config.__name__} must be frozen: @dataclass(frozen=True)"
             )
+        if not isinstance(self.api_version, int):
+            raise TypeError(f"component {self.name!r}: api_version must be a whole number, got {self.api_version!r}")
         if not callable(self.needs):
             self._require_known(self.needs)
         if not callable(self.build):

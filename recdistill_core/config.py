@@ -189,6 +189,10 @@ class Resolved:
         _require_interface(self, made)
         return made
 
+    def pinned(self) -> dict[str, Any]:
+        """As :meth:`plain`, under the name that stays unambiguous whatever else is installed."""
+        return {**self.plain(), "name": self.entry.qualified}
+
     def plain(self) -> dict[str, Any]:
         """``{"name": ..., field: value}`` as YAML would hold it."""
         return {"name": self.spelled or self.name, **asdict(self.config)}
@@ -212,12 +216,22 @@ def resolve(registry: Registry, kind: str, spec: Any, path: str, problems: list[
 
 
 def make(registry: Registry, kind: str, spec: Any, context: BuildContext | None = None) -> Any:
-    """Build one component in one call: ``make(installed(), "student", {"name": "mlp"}, context)``."""
+    """Build one component in one call: ``make(installed(), "student", {"name": "mlp"}, context)``.
+
+    Raises:
+        ConfigError: for a fault in ``spec``. PluginError: if the component is not there or cannot be built.
+        WiringError: if it needs what the schema of ``context`` does not give.
+    """
     problems: list[Problem] = []
     resolved = resolve(registry, kind, spec, kind, problems)
     if resolved is None:
         raise ConfigError(problems)
-    return resolved.build(context or BuildContext())
+    context = context or BuildContext()
+    if context.schema is not None:
+        from recdistill_core.wiring import check  # it imports this module
+
+        check([resolved], context.schema, dataset="of the context", also={"teacher"})
+    return resolved.build(context)
 
 
 def to_yaml(plain: Mapping[str, Any]) -> str:

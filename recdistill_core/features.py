@@ -120,7 +120,7 @@ class StudentInputs(nn.Module):
     @property
     def history(self) -> HistoryWindow | None:
         """The history window from which :meth:`tensors` can cut the newest ``K`` events exactly."""
-        return HistoryWindow(2 * self.recent, self.recent) if self.recent else None
+        return HistoryWindow.newest(self.recent) if self.recent else None
 
     def tensors(self, batch: Batch) -> dict[str, Tensor]:
         """The plain inputs of :meth:`forward`, by name."""

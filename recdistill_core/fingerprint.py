@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -47,6 +48,16 @@ def file_sha256(path: Path) -> str:
     """Hex sha256 of a file, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def package_digest(module: str) -> str:
+    """16 hex digits of the Python files of the top-level package, or single file, that ``module`` belongs to."""
+    spec = importlib.util.find_spec(module.partition(".")[0])
+    roots = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+    files = {path.relative_to(root).as_posix(): path for root in roots for path in root.rglob("*.py")}
+    if spec and not roots and spec.origin:
+        files = {Path(spec.origin).name: Path(spec.origin)}
+    return digest({name: file_sha256(path) for name, path in sorted(files.items())})
 
 
 def snapshot_digest(files: Mapping[str, str]) -> str:

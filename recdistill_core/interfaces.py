@@ -244,6 +244,11 @@ class HistoryWindow:
         if not 1 <= self.stride <= self.length:
             raise ValueError(f"history needs 1 <= stride <= length, got stride {self.stride}, length {self.length}")
 
+    @classmethod
+    def newest(cls, count: int) -> HistoryWindow:
+        """A window in which every row sees at least its newest ``count`` events; rows share an encoding."""
+        return cls(2 * count, count)
+
 
 class SampleSource(Protocol):
     """A dataset of impressions in time order, with random access by row position."""

@@ -6,7 +6,9 @@ of its own and every hook is checked as soon as it is registered.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -31,7 +33,8 @@ def load_plugin(point: EntryPoint) -> tuple[list[tuple[str, Component]], list[Co
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    plugin = point.load()
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+        plugin = point.load()
     try:
         manager.register(plugin, name=point.name)
     except pluggy.PluginValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import re
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,11 @@ class Registered:
         """``distribution:name``, unique where the bare name is not."""
         return f"{self.plugin.distribution}:{self.component.name}"
 
+    def answers_to(self, name: str) -> bool:
+        """Whether ``name`` is its name, or ``distribution:name``, the distribution compared as pip does."""
+        distribution, colon, bare = name.rpartition(":")
+        return bare == self.component.name and (not colon or same_project(distribution, self.plugin.distribution))
+
 
 @dataclass(frozen=True)
 class Registry:
@@ -93,7 +99,7 @@ class Registry:
                 distributions register the name.
         """
         entries = self.components(kind)
-        matches = [entry for entry in entries if name in (entry.component.name, entry.qualified)]
+        matches = [entry for entry in entries if entry.answers_to(name)]
         if len(matches) == 1:
             return matches[0]
         if matches:
@@ -211,6 +217,11 @@ def _refuse_failures(plugins: Sequence[PluginRecord]) -> None:
             where="; ".join(f"{record.label}: {record.reason}" for record in failed),
             fix="mend or uninstall them, or switch them off with --no-plugin",
         ) from failed[0].error
+
+
+def same_project(one: str, other: str) -> bool:
+    """Whether two names of a distribution are one for pip: case, ``-``, ``_`` and ``.`` do not matter."""
+    return re.sub(r"[-_.]+", "-", one).lower() == re.sub(r"[-_.]+", "-", other).lower()
 
 
 def _shared_parts(module: str, plugin: str) -> int:

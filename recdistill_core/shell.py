@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from traceback import format_exception
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recdistill_core.console import JsonOption, emit
+from recdistill_core.console import JsonOption, emit, messages
 from recdistill_core.errors import UsageError, suggest
 from recdistill_core.hookspecs import HOOKS
 from recdistill_core.registry import PluginRecord, Registered, Registry, installed
@@ -41,13 +42,22 @@ plugins_app = typer.Typer(help="What is installed.", no_args_is_help=True)
 
 
 @plugins_app.command("list")
-def plugins_list(json: JsonOption = False) -> None:
+def plugins_list(
+    json: JsonOption = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Print where each failed plugin failed.")] = False,
+) -> None:
     """List every plugin, what it offers, and why a failed one failed."""
     registry = installed()
+    for record in registry.plugins if traceback else ():
+        if record.error is not None:
+            messages().print(f"plugin {record.label}", style="red", markup=False, highlight=False)
+            messages().print("".join(format_exception(record.error)), markup=False, highlight=False, soft_wrap=True)
     rows = [_plain(record, registry) for record in registry.plugins]
 
     def render(console: Console) -> None:
         table = Table("plugin", "distribution", "status", "offers")
+        for column in table.columns:
+            column.overflow = "fold"  # what is to be copied must not be cut off
         for row in rows:
             offers = [_offer(component, row["distribution"]) for component in row["components"]]
             offers += [f"command [bold]{name}[/bold]" for name in row["commands"]]
@@ -78,7 +88,7 @@ def plugins_show(
     registry = installed()
     if kind and kind not in HOOKS:
         raise UsageError(f"unknown kind {kind!r}{suggest(kind, HOOKS)}", fix=f"use one of: {', '.join(HOOKS)}")
-    kinds = [kind] if kind else [k for k in HOOKS if any(_named(e, name) for e in registry.components(k))]
+    kinds = [kind] if kind else [k for k in HOOKS if any(e.answers_to(name) for e in registry.components(k))]
     if not kinds:
         raise registry.unknown("component", name, registry.found)
     rows = [_describe(registry.get(k, name)) for k in kinds]
@@ -97,10 +107,6 @@ def plugins_show(
                 console.print(f"fails the check {check} by design: {reason}", markup=False)
 
     emit(rows, json, render)
-
-
-def _named(entry: Registered, name: str) -> bool:
-    return name in (entry.component.name, entry.qualified)
 
 
 def meanings(config: type[Any]) -> dict[str, str]:

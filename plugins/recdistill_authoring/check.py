@@ -13,7 +13,7 @@ from rich.progress import track
 from recdistill_core.cli import JsonOption, emit, messages
 from recdistill_core.errors import UsageError, suggest
 from recdistill_core.hookspecs import HOOKS
-from recdistill_core.registry import Registered, Registry, installed
+from recdistill_core.registry import Registered, Registry, installed, same_project
 
 if TYPE_CHECKING:
     from recdistill_core.testing import Outcome
@@ -57,10 +57,10 @@ def _named(name: str, kind: str, registry: Registry) -> Sequence[Registered]:
         raise UsageError(f"unknown kind {kind!r}{suggest(kind, HOOKS)}", fix=f"use one of: {', '.join(HOOKS)}")
     if kind:
         return [registry.get(kind, name)]
-    found = [entry for entry in registry.found if name in (entry.component.name, entry.qualified)]
+    found = [entry for entry in registry.found if entry.answers_to(name)]
     if found:
         return found
-    if any(record.distribution == name for record in registry.plugins):
+    if any(same_project(record.distribution, name) for record in registry.plugins):
         from recdistill_core.testing import entries_of
 
         return entries_of(name, registry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from recdistill_core.batch import Batch, Scores
-from recdistill_core.errors import DataError, UsageError
+from recdistill_core.errors import DataError, PluginError, UsageError
 from recdistill_core.interfaces import HistoryWindow, ServingModule, Student, TrainableTeacher
 from recdistill_core.objective import Objective
 from recdistill_lightning.data import DistillationDataModule
@@ -123,6 +123,19 @@ class _Module(L.LightningModule):
             )
 
 
+def _require_logits(made_by: nn.Module, logits: Any, tasks: Iterable[str], count: int) -> None:
+    """Raise PluginError unless ``logits`` are ``{task: [N]}`` of every task."""
+    for task in tasks:
+        logit = logits.get(task) if isinstance(logits, Mapping) else None
+        if not isinstance(logit, Tensor) or logit.shape != (count,):
+            got = f"shape {list(logit.shape)}" if isinstance(logit, Tensor) else f"{type(logit).__name__}"
+            raise PluginError(
+                f"{type(made_by).__name__} gave logits of {got} for task {task!r} of {count} rows",
+                where=type(made_by).__module__,
+                fix=f"return {{task: [{count}]}} with every task",
+            )
+
+
 class TeacherModule(_Module):
     """Trains a teacher on hard labels.
 
@@ -166,6 +179,7 @@ class TeacherModule(_Module):
         self.forwards += 1
         self.trained.add(batch.example_id.cpu().numpy())
         scores: Scores = self.teacher.training_scores(batch)
+        _require_logits(self.teacher, scores.logits, self.objectives, len(batch))
         losses = []
         for task in self.objectives:
             objective = self.objective(task)
@@ -218,14 +232,28 @@ class StudentModule(_Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits ``{task: [N]}`` of the main tower."""
-        logits: dict[str, Tensor] = self.main(self.student.backbone(batch))
+        logits: dict[str, Tensor] = self.main(self._features(batch))
         return logits
+
+    def _features(self, batch: Batch) -> Tensor:
+        """``[N, D]`` of the backbone, or a PluginError that names the student."""
+        features = self.student.backbone(batch)
+        if not isinstance(features, Tensor) or features.shape != (len(batch), self.student.width):
+            got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise PluginError(
+                f"{type(self.student).__name__} encodes {len(batch)} rows as {got}, its width is {self.student.width}",
+                where=type(self.student).__module__,
+                fix=f"return [{len(batch)}, width] from encode, and set width to what encode returns",
+            )
+        return features
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Scalar loss of all tasks and heads."""
-        features = self.student.backbone(batch)
+        features = self._features(batch)
         heads = {"main": self.main(features)}
         heads.update({name: tower(features) for name, tower in self.auxiliary.items()})
+        for logits in heads.values():
+            _require_logits(self.student, logits, self.objectives, len(batch))
         losses = []
         for task in self.objectives:
             objective = self.objective(task)

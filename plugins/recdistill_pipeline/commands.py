@@ -116,7 +116,9 @@ def export(
 ) -> None:
     """Export every distilled student of a finished run, with this exporter beside those of its configuration."""
     plain = load_yaml(_config_of(out))
-    others = [entry for entry in plain.get("exporters", []) if entry["name"] != name]
+    others = [
+        entry for entry in plain.get("exporters", []) if entry["name"].rpartition(":")[2] != name.rpartition(":")[2]
+    ]
     plan = _made({**plain, "exporters": [*others, {"name": name, **_settings(settings)}]})
     found = _with_run(plan, out, "export")
     paths = [str(out / step / facts["path"]) for step, facts in found.items()]

@@ -8,6 +8,7 @@ from typing import Any
 
 from recdistill_core.config import Resolved, fill, resolve
 from recdistill_core.errors import ConfigError, Problem
+from recdistill_core.fingerprint import package_digest
 from recdistill_core.registry import Registry
 from recdistill_pipeline.runconfig import RunConfig
 
@@ -48,26 +49,44 @@ class Plan:
             *self.exporters.values(),
         )
 
+    def third_party(self) -> dict[str, str]:
+        """``{component: distribution, version and digest of its code}`` of what does not ship with recdistill.
+
+        Exporters are left out: no trained model depends on them.
+        """
+        models = (self.teacher, *self.students.values(), self.strategy, self.loss)
+        others = (*self.teacher_debiasers, *self.student_debiasers, *self.metrics.values(), *self.plain.values())
+        importer = () if self.importer is None else (self.importer,)
+        return {
+            entry.label: f"{entry.entry.plugin.distribution} {entry.entry.plugin.version}, "
+            f"code {package_digest(entry.entry.plugin.module)}"
+            for entry in (*importer, *models, *others, self.trainer)
+            if entry.entry.plugin.distribution != "recdistill" and entry.entry.plugin.module
+        }
+
     def resolved(self) -> dict[str, Any]:
-        """The configuration with every default written out, as ``config.yaml`` holds it."""
+        """The configuration with every default written out, as ``config.yaml`` holds it.
+
+        Names are qualified: what is installed later cannot make them ambiguous.
+        """
         return {
             **asdict(self.config),
             "dataset": {
                 **asdict(self.config.dataset),
-                "importer": self.importer.plain() if self.importer else {},
+                "importer": self.importer.pinned() if self.importer else {},
             },
-            "teacher": self.teacher.plain(),
-            "students": [student.plain() for student in self.students.values()],
-            "strategy": self.strategy.plain(),
-            "loss": self.loss.plain(),
-            "teacher_debiasers": [entry.plain() for entry in self.teacher_debiasers],
-            "student_debiasers": [entry.plain() for entry in self.student_debiasers],
-            "trainer": self.trainer.plain(),
-            "exporters": [exporter.plain() for exporter in self.exporters.values()],
+            "teacher": self.teacher.pinned(),
+            "students": [student.pinned() for student in self.students.values()],
+            "strategy": self.strategy.pinned(),
+            "loss": self.loss.pinned(),
+            "teacher_debiasers": [entry.pinned() for entry in self.teacher_debiasers],
+            "student_debiasers": [entry.pinned() for entry in self.student_debiasers],
+            "trainer": self.trainer.pinned(),
+            "exporters": [exporter.pinned() for exporter in self.exporters.values()],
             "evaluation": {
                 **asdict(self.config.evaluation),
-                "metrics": [metric.plain() for metric in self.metrics.values()],
-                "plain": [metric.plain() for metric in self.plain.values()],
+                "metrics": [metric.pinned() for metric in self.metrics.values()],
+                "plain": [metric.pinned() for metric in self.plain.values()],
             },
         }
 
@@ -147,6 +166,8 @@ def _labelled(entries: list[Resolved]) -> dict[str, Resolved]:
     """``{"dcn": ..., "dcn-2": ...}``: the name, numbered where it is used again."""
     labelled: dict[str, Resolved] = {}
     for entry in entries:
-        count = sum(1 for other in labelled.values() if other.name == entry.name)
-        labelled[entry.name if not count else f"{entry.name}-{count + 1}"] = entry
+        owners = {other.entry.plugin.distribution for other in entries if other.name == entry.name}
+        name = entry.name if len(owners) == 1 else entry.entry.qualified.replace(":", ".")
+        count = sum(1 for other in labelled.values() if other.entry is entry.entry)
+        labelled[name if not count else f"{name}-{count + 1}"] = entry
     return labelled

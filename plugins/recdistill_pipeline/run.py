@@ -43,7 +43,7 @@ class Run:
         progress: Progress | None = None,
     ) -> None:
         self.plan, self.registry, self.say, self.progress = plan, registry, say, progress
-        self.directory = RunDirectory(out, plan.resolved())
+        self.directory = RunDirectory(out, plan.resolved(), plan.third_party())
         store = {"path": str(out / "labels"), **plan.config.store}
         self.store: LogitStore = make(registry, "store", store)
         if plan.config.threads:

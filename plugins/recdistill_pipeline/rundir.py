@@ -28,12 +28,13 @@ class RunDirectory:
 
     Args:
         path: created where absent. config: the resolved configuration; a directory of another one is refused.
+        plugins: ``{component: distribution, version and code}``; a directory with models of other code is refused.
 
     Raises:
-        UsageError: if the directory holds a run of another configuration or files of something else.
+        UsageError: if the directory holds a run of another configuration or plugin code, or files of something else.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], plugins: Mapping[str, str] | None = None) -> None:
         self.path = path
         self.config_digest = digest(config)
         home = path / "config.yaml"
@@ -44,6 +45,23 @@ class RunDirectory:
         else:
             path.mkdir(parents=True, exist_ok=True)
             write_atomically(home, to_yaml(config))
+        self._same_code(dict(plugins or {}))
+
+    def _same_code(self, plugins: dict[str, str]) -> None:
+        """Refuse to go on with models that other plugin code made; remember the code while there are none."""
+        home = self.path / "plugins.json"
+        before = read_json(home) if home.exists() else {}
+        changed = [
+            f"{name}: {before[name]} -> {code}" for name, code in plugins.items() if before.get(name, code) != code
+        ]
+        if changed and any(self.path.glob("seed-*/*/manifest.json")):
+            raise UsageError(
+                f"a plugin is another one than the one that trained this run: {'; '.join(changed)}",
+                where=str(self.path),
+                fix="give another --out to train with the code as it is now, or bring the earlier code back",
+            )
+        if {**before, **plugins} != before or changed:
+            write_atomically(home, json.dumps({**before, **plugins}, indent=2))
 
     def _take_over(self, home: Path, config: Mapping[str, Any]) -> None:
         """Go on with the run in the directory; replace its configuration while nothing has come of what changes."""

@@ -244,3 +244,10 @@ def test_a_plugin_that_fails_in_training_is_named(installed: Path, config: Calla
     assert "IndexError" in done.stderr
     assert "error: plugin 'late' (recdistill-late 0.7.0) failed: IndexError: " in done.stderr
     assert "the traceback above ends in its code" in done.stderr
+
+
+def test_a_verb_of_a_plugin_that_is_off_is_no_riddle(installed: Path) -> None:
+    done = recdistill(installed, "--only-plugin", "hinge", "config", "validate", "x.yaml")
+    assert done.returncode == 2
+    assert "there is no command 'config', and " in done.stderr
+    assert "--only-plugin recdistill lets those load that ship with recdistill" in done.stderr
