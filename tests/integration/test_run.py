@@ -271,7 +271,7 @@ def test_students_of_another_strategy_share_the_teachers_labels_and_another_teac
     run_of(tmp_path / "one", plain).all()
     run_of(tmp_path / "two", {**plain, "strategy": {"name": "single", "alpha": 3.0}}).all()
     assert len(ParquetLogitStore(tmp_path / "store").versions()) == 1
-    training = {**plain["teacher_training"], "lr": 0.5}
+    training = {**plain["teacher_training"], "lr": 0.006}
     run_of(tmp_path / "three", {**plain, "teacher_training": training}).teachers()
     assert len(ParquetLogitStore(tmp_path / "store").versions()) == 2
 

@@ -30,6 +30,8 @@ MODULES = (
     "recdistill_core.fingerprint",
     "recdistill_core.hookspecs",
     "recdistill_core.interfaces",
+    "recdistill_core.label_choice",
+    "recdistill_core.labels",
     "recdistill_core.objective",
     "recdistill_core.rawlog",
     "recdistill_core.registry",
