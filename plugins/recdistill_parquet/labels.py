@@ -29,12 +29,17 @@ from recdistill_core.files import sync
 from recdistill_core.labels import AlignedLabels, CaptureMode, LabelChoice, LabelVersion, LogitStore
 from recdistill_parquet import labels_log, labels_pins
 from recdistill_parquet.labels_aligned import aligned_labels
-from recdistill_parquet.labels_guard import Limits
+from recdistill_parquet.labels_compact import Compacted, compact
+from recdistill_parquet.labels_findings import Finding, Progress, Thresholds
+from recdistill_parquet.labels_gaps import Gaps, find_gaps
+from recdistill_parquet.labels_gc import GRACE, Collected, collect
+from recdistill_parquet.labels_limits import Limits
 from recdistill_parquet.labels_lock import locked, owner
 from recdistill_parquet.labels_log import Head
 from recdistill_parquet.labels_pins import Pin
 from recdistill_parquet.labels_segments import SEGMENTS, SegmentReader
 from recdistill_parquet.labels_state import State, VersionEntry, check_version
+from recdistill_parquet.labels_verify import Outcomes, verify
 from recdistill_parquet.labels_view import VersionView
 from recdistill_parquet.labels_writer import ParquetLabelWriter
 
@@ -215,6 +220,34 @@ class ParquetLogitStore(LogitStore):
     def pins(self) -> tuple[Pin, ...]:
         """All pins, by name. Raises IntegrityError if one is damaged."""
         return labels_pins.read_pins(self.path)
+
+    def verify(
+        self,
+        outcomes: Outcomes | None = None,
+        thresholds: Thresholds | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Finding, ...]:
+        """What is wrong with the store, errors first; see :func:`recdistill_parquet.labels_verify.verify`."""
+        return verify(self.path, outcomes, thresholds, progress)
+
+    def compact(self, version: str, progress: Progress | None = None) -> Compacted:
+        """Fewer, fuller segments; see :func:`recdistill_parquet.labels_compact.compact`."""
+        self._require_newest("compact")
+        return compact(self.path, version, self.segment_rows, progress)
+
+    def gc(self, grace_seconds: float = GRACE, *, dry_run: bool = False) -> Collected:
+        """Remove what nobody needs; see :func:`recdistill_parquet.labels_gc.collect`."""
+        return collect(self.path, grace_seconds, dry_run=dry_run)
+
+    def gaps(
+        self,
+        versions: Sequence[str],
+        example_id: NDArray[np.int64],
+        event_time: NDArray[np.int64],
+        min_rows: int = 1,
+    ) -> Gaps:
+        """Where a dataset has no labels; see :func:`recdistill_parquet.labels_gaps.find_gaps`."""
+        return find_gaps(self, versions, example_id, event_time, min_rows)
 
     def _at(self, head: Head) -> ParquetLogitStore:
         made = type(self)(self.path, self.segment_rows, self.limits)

@@ -70,18 +70,19 @@ def write_head(store: Path, head: Head) -> None:
     write_atomically(store / MANIFEST, sealed({"number": head.number, "id": head.id}))
 
 
-def read_state(store: Path, head: Head, known: tuple[Head, State] | None = None) -> State:
+def read_state(store: Path, head: Head, known: tuple[Head, State] | None = None, *, shortcuts: bool = True) -> State:
     """The state after the commit ``head``.
 
     Args:
         known: a head and its state that were read before; entries up to it are not read again.
+        shortcuts: start from a stored state where there is one.
 
     Raises:
         IntegrityError: if an entry is missing, damaged or does not follow the one before it.
     """
     if head.number == 0:
         return State()
-    start, state = _nearest(store, head, known)
+    start, state = _nearest(store, head, known) if shortcuts else (Head(), State())
     parent = start.id
     for number in range(start.number + 1, head.number + 1):
         entry, found = _entry(store, number)

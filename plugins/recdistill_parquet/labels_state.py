@@ -11,7 +11,7 @@ from recdistill_core.errors import DataError, IntegrityError, LeakError, UsageEr
 from recdistill_core.labels import CaptureMode, LabelVersion
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-_SEGMENT_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}-[0-9]{6,}\.parquet")
+SEGMENT_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}-[0-9]{6,}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Segment:
     last_at: int
 
     def __post_init__(self) -> None:
-        if not _SEGMENT_FILE.fullmatch(self.file):
+        if not SEGMENT_FILE.fullmatch(self.file):
             raise ValueError(f"segment file name {self.file!r} is none that this store writes")
 
 
