@@ -70,7 +70,6 @@ def label_teacher(
         tasks,
         facts={"teacher": plan.teacher.plain()},
         history=getattr(teacher, "history", None),
-        batch_rows=plan.config.evaluation.batch_size,
         progress=progress,
     )
     counts = {"rows": found.rows, "known": found.known, "added": found.added, "unscored": found.unscored}
@@ -79,6 +78,7 @@ def label_teacher(
         say(f"{plan.teacher.name} has no score for {found.unscored:,} of {found.rows:,} rows: examples {shown}, ...")
     version = found.version
     _require_coverage(plan, source, split, store, version.version)
+    compared = _compared(plan, source, split, store, version.version, say)
     return {
         "kind": "teacher",
         "seed": seed,
@@ -90,7 +90,7 @@ def label_teacher(
             "view": version.view,
         },
         "fingerprint": version.version,
-        "description": {**_described(teacher), "labelled": counts},
+        "description": {**_described(teacher), "labelled": counts, "compared": compared},
         "debiasers": {},
     }
 
@@ -121,6 +121,26 @@ def _require_coverage(plan: Plan, source: SampleSource, split: Split, store: Log
             where=plan.teacher.label,
             fix="give it the missing scores, or lower capture.min_coverage",
         )
+
+
+def _compared(
+    plan: Plan, source: SampleSource, split: Split, store: LogitStore, version: str, say: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Labels beside outcomes of the students' rows, by task; a scale that was declared wrongly shows here."""
+    signal = store.read(version, source.column("example_id")[split.student[0] : split.student[1]])
+    found = {}
+    for task in plan.config.all_tasks():
+        label = source.column(f"label_{task}")[split.student[0] : split.student[1]]
+        both = signal.valid[task].numpy() & ~np.isnan(label)
+        if not both.any():
+            continue
+        logit = signal.logits[task].double().numpy()[both]
+        mean, rate = float(np.mean(1.0 / (1.0 + np.exp(-logit)))), float(label[both].mean())
+        found[task] = {"mean_probability": mean, "observed_rate": rate}
+        say(f"task {task}: the mean probability of the labels is {mean:.4g}, the rate of the outcomes {rate:.4g}")
+        if logit.min() >= 0.0 and logit.max() <= 1.0:
+            say(f"task {task}: all logits lie in [0, 1]; if they are probabilities, set scale: probability")
+    return found
 
 
 def _described(teacher: Teacher) -> Mapping[str, Any]:

@@ -55,7 +55,7 @@ def label_rows(
     *,
     facts: Mapping[str, Any] | None = None,
     history: HistoryWindow | None = None,
-    batch_rows: int = 4096,
+    batch_rows: int | None = None,
     commit_rows: int = 100_000,
     commit_seconds: float = 60.0,
     progress: Progress | None = None,
@@ -71,7 +71,8 @@ def label_rows(
         rows: ``(first, last + 1)``, or row positions ``[R]`` int64.
         tasks: every row gets a logit of each, or no label.
         facts: further notes for the version, JSON-able. history: how much history the teacher reads, None for none.
-        batch_rows: rows that the teacher is given at once.
+        batch_rows: rows that the teacher is given at once; those before a failure keep their labels. None: its
+            own ``batch_rows`` where it has such an attribute, else 4,096.
         progress: told ``(rows done, rows to do)`` after each commit.
 
     Raises:
@@ -81,8 +82,9 @@ def label_rows(
         DataError: if the teacher scores other tasks or shapes, or knows none of the rows.
     """
     _require_black_box(teacher, tasks)
-    if min(batch_rows, commit_rows) < 1:
-        raise UsageError(f"batch_rows and commit_rows must be >= 1, got {batch_rows} and {commit_rows}")
+    size = getattr(teacher, "batch_rows", 4096) if batch_rows is None else batch_rows
+    if min(size, commit_rows) < 1:
+        raise UsageError(f"batch_rows and commit_rows must be >= 1, got {size} and {commit_rows}")
     version, ids = teacher.fingerprint(), source.column("example_id")
     wanted = np.arange(*rows) if isinstance(rows, tuple) else np.unique(np.asarray(rows, np.int64))
     todo = wanted[~_known(store, version, tuple(tasks), source, ids[wanted])]
@@ -91,7 +93,7 @@ def label_rows(
         noted = {"dataset": source.snapshot_id, **(facts or {})}
         view = source.schema.view_hash()
         job.writer = store.writer(version, tasks=list(tasks), mode=CaptureMode.EXTERNAL, view=view, facts=noted)
-        job.run((source.batch(part, history) for part in _parts(todo, batch_rows)), todo.size)
+        job.run((source.batch(part, history) for part in _parts(todo, size)), todo.size)
     found = {entry.version: entry for entry in store.versions()}
     if version not in found:
         shown = ", ".join(map(str, job.examples))

@@ -16,7 +16,7 @@ from recdistill_external.config import HttpConfig, ScoresFileConfig
 if TYPE_CHECKING:
     from recdistill_external.function import ExternalTeacher
 
-__all__ = ["ExternalTeacher", "HttpConfig", "ScoresFileConfig"]
+__all__ = ["ExternalTeacher"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,12 +29,15 @@ class HttpTeacher:
         config: the service. context: the schema, the tasks, and the source where ``fields`` names raw ids.
         client: sends the requests; None: one of its own.
 
+    Attributes:
+        batch_rows: rows of a request.
+
     Raises:
         UsageError: for a field that the dataset does not have, raw ids without a source, or a secret that is not set.
     """
 
     def __init__(self, config: HttpConfig, context: BuildContext, client: HttpClient | None = None) -> None:
-        self.config, self.tasks = config, tuple(context.tasks)
+        self.config, self.tasks, self.batch_rows = config, tuple(context.tasks), config.batch_rows
         self._view = context.schema.view_hash() if context.schema else ""
         self._fields = RowFields(tuple(config.fields), context, WHO)
         self._client = client or HttpClient(config)

@@ -72,6 +72,13 @@ def test_true_probabilities_in_a_file_are_a_teacher_with_a_gain(
     assert first["description"]["labelled"] == {"rows": 3000, "known": 0, "added": 3000, "unscored": 0}
     assert second["description"]["labelled"] == {"rows": 3000, "known": 3000, "added": 0, "unscored": 0}
     assert not list((tmp_path / "out/seed-1/teacher").glob("*.safetensors"))
+    train = slice(0, 2250)
+    assert first["description"]["compared"]["click"] == {
+        "mean_probability": pytest.approx(truth_of(feed)[train].mean(), rel=1e-5),
+        "observed_rate": pytest.approx(feed.column("label_click")[train].mean()),
+    }
+    assert sum("the mean probability of the labels is" in line for line in said) == 2
+    assert not any("set scale: probability" in line for line in said)
     summary = (tmp_path / "out/summary.md").read_text()
     assert "**External labels.** The teacher was not trained here." in summary
     assert "| mlp | 100.0% | unknown : " in summary
@@ -129,6 +136,17 @@ def test_scores_that_cover_too_little_stop_the_run_before_training(
         run_of(tmp_path / "one", plain).all()
     results = run_of(tmp_path / "two", {**plain, "capture": {"min_coverage": 0.5}, "seeds": [1]}).all()
     assert results["data"]["coverage"]["mlp"] == pytest.approx(1250 / 2250)
+
+
+def test_probabilities_that_are_called_logits_are_pointed_out(
+    feed: ParquetSource, feed_path: Path, tmp_path: Path
+) -> None:
+    path = write_truth(feed, tmp_path / "scores.parquet")
+    said: list[str] = []
+    teacher = {"name": "scores_file", "path": path, "scale": "logit", "scores": {"click": "probability_click"}}
+    run_of(tmp_path / "out", config(feed_path, **QUICK, teacher=teacher), said.append).teachers()
+    expected = "task click: all logits lie in [0, 1]; if they are probabilities, set scale: probability"
+    assert said.count(expected) == 2
 
 
 def test_every_setting_without_effect_is_named(feed: ParquetSource, feed_path: Path, tmp_path: Path) -> None:

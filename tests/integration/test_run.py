@@ -300,4 +300,4 @@ def test_a_teacher_of_somebody_else_that_only_scores_is_asked(feed_path: Path, t
     assert results["capture"] == "external"
     assert results["teacher"]["auc"] is not None
     manifest = json.loads((tmp_path / "seed-1/teacher/manifest.json").read_text())
-    assert manifest["description"] == {"labelled": {"rows": 3000, "known": 0, "added": 3000, "unscored": 0}}
+    assert manifest["description"]["labelled"] == {"rows": 3000, "known": 0, "added": 3000, "unscored": 0}

@@ -38,10 +38,12 @@ MODULES = (
     "recdistill_core.schema",
     "recdistill_core.selection",
     "recdistill_core.testing",
+    "recdistill_external",
     "recdistill_lightning",
     "recdistill_parquet.dataset",
     "recdistill_parquet.dataset_writer",
     "recdistill_parquet.labels",
+    "recdistill_pipeline.label",
 )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from recdistill_core.config import make
 from recdistill_core.errors import ConfigError, DataError, UsageError
 from recdistill_core.registry import installed
 from recdistill_external import ExternalTeacher
-from recdistill_external.config import ValueRules
+from recdistill_external.config import HttpConfig, ScoresFileConfig, ValueRules
 from recdistill_external.values import Tally
 
 IDS = np.arange(4) + 10
@@ -215,3 +217,21 @@ def test_an_external_teacher_must_be_declared(settings: dict[str, Any], expected
     plain = {"fingerprint": "m", "scale": "logit", "context": BuildContext(tasks=("click",))}
     with pytest.raises(UsageError, match=re.escape(expected)):
         ExternalTeacher(function, **{**plain, **settings})
+
+
+@pytest.mark.parametrize("config", [ScoresFileConfig, HttpConfig])
+def test_the_page_lists_every_setting_with_its_default(config: type[Any]) -> None:
+    text = (Path(__file__).parents[2] / "docs/external-teachers.md").read_text()
+    tables = [dict(re.findall(r"^\| `(\w+)` \| (\S.*?) \|", part, re.M)) for part in text.split("| key | default |")]
+    assert {entry.name: default_of(entry) for entry in fields(config)} in tables
+
+
+def default_of(entry: Any) -> str:
+    """A setting's default as the page shows it."""
+    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+    if default is MISSING:
+        return "required"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    shown = f"[{', '.join(default)}]" if isinstance(default, list) else str(default)
+    return f"`{shown}`" if shown else '`""`'

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from dataset_cases import words
-from external_cases import ROWS, context_of, logit_of, serving, source_in, teacher_of, wait_until
+from external_cases import ROWS, context_of, logit_of, serving, source_in, status, teacher_of, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -191,6 +191,18 @@ def test_a_killed_job_goes_on_where_it_stopped(seed: int, source: ParquetSource,
         # asked for again: at most the request whose answer was not committed yet when the job was killed
         assert set(service.scored) == set(IDS.tolist())
         assert sum(service.scored.values()) <= ROWS + kills * 2
+
+
+def test_requests_before_one_that_fails_are_not_asked_for_again(source: ParquetSource, tmp_path: Path) -> None:
+    with serving() as service:
+        service.fail(None, None, status(400))
+        teacher, store = teacher_of(source, "http", **service.settings()), ParquetLogitStore(tmp_path)
+        with pytest.raises(DataError, match="refused the request with status 400"):
+            label_rows(teacher, source, store, (0, ROWS), ["click"])
+        assert sum(stored(store, teacher.fingerprint())[1]) == 16
+        label_rows(teacher, source, store, (0, ROWS), ["click"])
+        assert set(service.scored.values()) == {1}
+        assert stored(store, teacher.fingerprint()) == (LOGITS, [True] * ROWS)
 
 
 def test_a_service_is_asked_once_for_each_row_whatever_fails(source: ParquetSource, tmp_path: Path) -> None:
