@@ -65,7 +65,7 @@ class ScoreQuery:
             if name != "event_time":
                 raw = raw_values(name, vocabularies, ids).cast(pa.string())
                 table = pa.table({"raw": raw, "code": pa.array(range(len(raw)), pa.int64())})
-                pq.write_table(table.filter(table["raw"].is_valid()), folder / f"{aliases[name]}.parquet")
+                pq.write_table(table, folder / f"{aliases[name]}.parquet")
 
     def _joined(self, columns: Mapping[str, str], scores: list[str], folder: Path) -> str:
         """The rows of the files with the ids of the examples whose raw values they have."""

@@ -268,6 +268,12 @@ def test_a_secret_is_sent_and_never_shown(
         teacher_of(source, "http", **settings).score(source.batch(ROWS))
     words(error, "status 403", "***")
     assert "s3cret" not in str(error.value)
+    monkeypatch.setenv("SCORER_TOKEN", 'quo"ted')
+    service.fail(lambda handler, answer: handler.reply(403, [handler.headers["Authorization"]]))
+    with pytest.raises(DataError) as error:
+        teacher_of(source, "http", **settings).score(source.batch(ROWS))
+    assert "ted" not in str(error.value).partition("status 403")[2]
+    monkeypatch.setenv("SCORER_TOKEN", "s3cret-value")
     assert "key=other" not in str(error.value)
     teacher = teacher_of(source, "http", **settings)
     assert "s3cret" not in repr(vars(teacher)["config"]) + str(teacher.describe())

@@ -116,6 +116,17 @@ def test_rows_that_the_teacher_does_not_know_get_no_label(source: ParquetSource,
     assert np.flatnonzero(~np.array(valid)).tolist() == [3, 10, 11, 12]
 
 
+def test_a_row_has_logits_of_every_task_or_no_label(tmp_path: Path) -> None:
+    both = source_in(tmp_path / "dataset", rows=4, tasks={"click": "click", "like": "like"})
+    nan = float("nan")
+    teacher = Wrong({"click": torch.tensor([0.0, nan, 1.0, nan]), "like": torch.tensor([0.0, 1.0, nan, nan])})
+    store = ParquetLogitStore(tmp_path / "labels")
+    done = label_rows(teacher, both, store, (0, 4), ["click", "like"])
+    assert (done.added, done.unscored) == (1, 3)
+    signal_ = store.read(done.version.version, both.column("example_id"))
+    assert [signal_.valid[task].tolist() for task in ("click", "like")] == [[True, False, False, False]] * 2
+
+
 def test_a_teacher_that_knows_no_row_is_refused(source: ParquetSource, tmp_path: Path) -> None:
     model = Counting(ignorant=tuple(IDS.tolist()))
     with pytest.raises(DataError) as error:
