@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recdistill_core.errors import suggest
 from recdistill_core.schema import Schema
+
+if TYPE_CHECKING:
+    from recdistill_core.interfaces import SampleSource
 
 #: Version of the contracts between the core and its plugins.
 RECDISTILL_API = 1
@@ -33,10 +36,12 @@ class BuildContext:
     Attributes:
         schema: features, vocabularies and tasks of the dataset, or None where no dataset takes part.
         tasks: names of the tasks to predict, in order.
+        source: the dataset, where a teacher is built that may have to look up raw ids in it; None for everything else.
     """
 
     schema: Schema | None = None
     tasks: tuple[str, ...] = ()
+    source: SampleSource | None = field(default=None, repr=False, compare=False)
 
     def require_schema(self) -> Schema:
         """The schema; raises ValueError where none was given."""

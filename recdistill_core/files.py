@@ -10,14 +10,21 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or nothing, durably; the directory must exist."""
+    """Write a file so that a reader sees all of it or nothing, durably; the directory must exist.
+
+    A symbolic link in the file's place is replaced, and none is followed.
+    """
     partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as stream:
+    with open(partial, "w", encoding="utf-8", opener=_no_link) as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
     sync(path.parent)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 @contextmanager

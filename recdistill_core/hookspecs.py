@@ -78,7 +78,7 @@ def recdistill_metrics() -> list[Component]:  # type: ignore[empty-body]  # a ho
 
 @hookspec
 def recdistill_stores() -> list[Component]:  # type: ignore[empty-body]  # a hook specification has no body
-    """Logit stores; ``build`` returns an :class:`recdistill_core.interfaces.LogitStore`."""
+    """Logit stores; ``build`` returns an :class:`recdistill_core.labels.LogitStore`."""
 
 
 @hookspec

@@ -8,14 +8,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from recdistill_core.batch import Batch, Scores, TeacherSignal
+from recdistill_core.batch import Batch, Scores
+from recdistill_core.labels import CaptureMode as CaptureMode
+from recdistill_core.labels import LabelVersion as LabelVersion
+from recdistill_core.labels import LabelWriter as LabelWriter
+from recdistill_core.labels import LogitStore as LogitStore
 from recdistill_core.schema import Schema
 
 if TYPE_CHECKING:
@@ -275,76 +278,6 @@ class Importer(Protocol):
 
     def open(self) -> RawLog:
         """Describe the columns and hand out the record batches. Raises DataError with file, row and column."""
-
-
-class CaptureMode(StrEnum):
-    """How a label came to be; ``LEAKY`` marks labels from a model that had trained on the example."""
-
-    PREQUENTIAL = "prequential"
-    OUT_OF_FOLD = "out_of_fold"
-    EXTERNAL = "external"
-    LEAKY = "leaky"
-
-
-@dataclass(frozen=True)
-class LabelVersion:
-    """One teacher version in a store.
-
-    Attributes:
-        version: teacher fingerprint, the key of its labels.
-        mode: how the labels were captured.
-        tasks: tasks that have logits.
-        view: hash of the feature view the teacher saw.
-        count: number of committed examples.
-        facts: whatever the writer noted (dataset snapshot, seed, ...).
-    """
-
-    version: str
-    mode: CaptureMode
-    tasks: tuple[str, ...]
-    view: str
-    count: int
-    facts: Mapping[str, Any]
-
-
-class LabelWriter(Protocol):
-    """Collects labels of one version; nothing is visible before :meth:`commit`."""
-
-    def append(self, example_id: Tensor, logits: Mapping[str, Tensor], *, step: int, scored_at: int) -> None:
-        """Add raw logits ``{task: [N]}`` of ``example_id [N]``, computed at training ``step``.
-
-        Raises:
-            LeakError: if an example already has a label of this version, committed or pending.
-        """
-
-    def commit(self) -> LabelVersion:
-        """Make everything appended visible at once, durably."""
-
-    def abort(self) -> None:
-        """Forget everything appended."""
-
-
-class LogitStore(Protocol):
-    """One raw logit per (example, task, teacher version)."""
-
-    def writer(
-        self, version: str, *, tasks: Sequence[str], mode: CaptureMode, view: str, facts: Mapping[str, Any]
-    ) -> LabelWriter:
-        """A writer for one version."""
-
-    def versions(self) -> tuple[LabelVersion, ...]:
-        """Committed versions, oldest first."""
-
-    def read(self, version: str, example_id: NDArray[np.int64]) -> TeacherSignal:
-        """Labels of ``example_id [M]`` in that order; ``valid`` is False where the store has none.
-
-        Raises:
-            DataError: if the store has no such version.
-            IntegrityError: if a segment is missing or damaged.
-        """
-
-    def snapshot_id(self) -> str:
-        """Digest of what is committed now."""
 
 
 class Trainer(Protocol):

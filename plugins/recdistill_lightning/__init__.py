@@ -13,7 +13,7 @@ from recdistill_core import BuildContext, Component, hookimpl
 
 if TYPE_CHECKING:
     from recdistill_lightning.capture import LogitCapture, capture_after_training
-    from recdistill_lightning.data import DistillationDataModule, ReadOrder, read_labels
+    from recdistill_lightning.data import DistillationDataModule, ReadOrder, align_labels, read_labels
     from recdistill_lightning.modules import Optimisation, StudentModule, TeacherModule
     from recdistill_lightning.trained import TrainedExamples
 
@@ -26,6 +26,7 @@ _HOMES = {
     "TeacherModule": "modules",
     "TrainedExamples": "trained",
     "capture_after_training": "capture",
+    "align_labels": "data",
     "read_labels": "data",
 }
 
@@ -37,6 +38,7 @@ __all__ = [
     "StudentModule",
     "TeacherModule",
     "TrainedExamples",
+    "align_labels",
     "capture_after_training",
     "read_labels",
 ]

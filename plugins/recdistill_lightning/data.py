@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from recdistill_core.batch import Batch, TeacherSignal
 from recdistill_core.errors import DataError, UsageError
 from recdistill_core.interfaces import HistoryWindow, LogitStore, SampleSource
+from recdistill_core.label_choice import choose_labels
+from recdistill_core.labels import AlignedLabels, AlignedStore, LabelChoice
 from recdistill_lightning.order import ReadOrder, row_batches
 
-__all__ = ["DistillationDataModule", "ReadOrder", "read_labels"]
+__all__ = ["DistillationDataModule", "ReadOrder", "align_labels", "read_labels"]
 
 
 class RowBatches(Dataset[Batch]):
@@ -201,21 +203,50 @@ class DistillationDataModule(L.LightningDataModule):
 
 
 def read_labels(
-    source: SampleSource, store: LogitStore, version: str, rows: tuple[int, int], min_coverage: float = 0.0
+    source: SampleSource,
+    store: LogitStore,
+    version: str | LabelChoice,
+    rows: tuple[int, int],
+    min_coverage: float = 0.0,
 ) -> tuple[TeacherSignal, dict[str, float]]:
-    """Labels of one teacher version for every row of a dataset, in row order, and their coverage of ``rows`` by task.
+    """Labels for every row of a dataset, in row order, and the share of ``rows`` that has one, by task.
+
+    See :func:`align_labels`, which also says which version labels a row.
+    """
+    aligned = align_labels(source, store, version, rows, min_coverage)
+    return aligned.signal, {task: sum(shares.values()) for task, shares in aligned.coverage(rows).items()}
+
+
+def align_labels(
+    source: SampleSource,
+    store: LogitStore,
+    version: str | LabelChoice,
+    rows: tuple[int, int],
+    min_coverage: float = 0.0,
+) -> AlignedLabels:
+    """Labels for every row of a dataset, in row order, all of them from one snapshot of the store.
+
+    Args:
+        source: the dataset. store: where the labels are.
+        version: one teacher version, or several and a policy.
+        rows: row positions ``[first, last + 1)`` to train on.
+        min_coverage: least share of them, in [0, 1], that must have a label of each task.
 
     Raises:
-        DataError: if the labels cover less than ``min_coverage`` of the training rows.
+        DataError: if fewer have one, or the store cannot serve the choice.
     """
-    signal = store.read(version, source.column("example_id"))
-    coverage = {task: float(valid[rows[0] : rows[1]].float().mean()) for task, valid in signal.valid.items()}
-    for task, share in coverage.items():
-        if share < min_coverage:
+    choice = LabelChoice((version,)) if isinstance(version, str) else version
+    ids, times = source.column("example_id"), source.column("event_time")
+    if isinstance(store, AlignedStore):
+        aligned = store.aligned(choice, dataset=source.snapshot_id, example_id=ids, event_time=times)
+    else:
+        aligned = choose_labels(store, choice, ids, times)
+    for task, shares in aligned.coverage(rows).items():
+        if (share := sum(shares.values())) < min_coverage:
             raise DataError(
-                f"labels of teacher {version} cover {share:.1%} of the training rows for task {task!r}, "
-                f"less than the {min_coverage:.1%} asked for",
+                f"labels of teacher {aligned.signal.version} cover {share:.1%} of the training rows for task "
+                f"{task!r}, less than the {min_coverage:.1%} asked for",
                 where="logit store",
                 fix="capture the missing rows, or lower min_coverage",
             )
-    return signal, coverage
+    return aligned

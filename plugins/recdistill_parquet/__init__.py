@@ -34,13 +34,26 @@ class ParquetStoreConfig:
 
     Attributes:
         path: the store's directory; made when the first label is written.
+        snapshot: id of the commit to read, 8 digits of it or more; empty: always the newest. With a snapshot the store
+            is read-only.
+        max_abs_logit: a logit beyond it is set aside, as NaN and infinite ones are; > 0.
+        max_quarantined: share of a writer's rows that may be set aside, in [0, 1]; beyond it nothing is committed.
+        max_drift: population stability index between a batch and the first rows of its version beyond which the batch
+            is set aside; 0: not looked at. For teachers that are done learning.
     """
 
     path: str
+    snapshot: str = ""
+    max_abs_logit: float = 40.0
+    max_quarantined: float = 0.001
+    max_drift: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("path must name a directory for the store")
+        from recdistill_parquet.labels_limits import Limits
+
+        Limits(self.max_abs_logit, self.max_quarantined, self.max_drift)
 
 
 def _source(config: ParquetSourceConfig, context: rd.BuildContext) -> Any:
@@ -51,8 +64,10 @@ def _source(config: ParquetSourceConfig, context: rd.BuildContext) -> Any:
 
 def _store(config: ParquetStoreConfig, context: rd.BuildContext) -> Any:
     from recdistill_parquet.labels import ParquetLogitStore
+    from recdistill_parquet.labels_limits import Limits
 
-    return ParquetLogitStore(Path(config.path))
+    limits = Limits(config.max_abs_logit, config.max_quarantined, config.max_drift)
+    return ParquetLogitStore(Path(config.path), limits=limits, snapshot=config.snapshot)
 
 
 def _source_example(folder: Path) -> dict[str, Any]:

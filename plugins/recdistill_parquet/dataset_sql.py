@@ -56,7 +56,7 @@ class Database:
         self._connection.close()
         if isinstance(error, duckdb.OutOfMemoryException):
             raise UsageError(
-                f"the import does not fit into memory_limit {self.memory_limit!r}: {error}",
+                f"the work does not fit into memory_limit {self.memory_limit!r}: {error}",
                 where="memory_limit",
                 fix="raise memory_limit",
             ) from error

@@ -1,73 +1,85 @@
-"""The label store: one raw logit per (example, task, teacher version), in Parquet segments under one manifest.
+"""The label store: one raw logit per (example, task, teacher version), in Parquet segments under a log of commits.
 
 ::
 
-    STORE/manifest.json                    what is committed; replaced atomically
-    STORE/manifest.lock                    held while the manifest is read, changed and replaced
+    STORE/manifest.json                    the newest commit; replaced atomically
+    STORE/log/<n>.json                     commit n: an immutable entry in a chain
     STORE/segments/<version>-<n>.parquet   immutable: example_id, logit_<task>..., step, scored_at
+    STORE/quarantine/<version>-<n>.parquet what was set aside, with the reason
+    STORE/store.lock, STORE/store.owner    held while a commit is made, and by whom
 
-A segment that the manifest does not list (left by a crash, or not committed yet) does not exist for readers.
+A segment that no commit lists (left by a crash, or not committed yet) does not exist for readers. A reader may be
+pinned to a snapshot, which later commits do not change.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from recdistill_core.batch import TeacherSignal
-from recdistill_core.errors import DataError, IntegrityError, UsageError
-from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore
-from recdistill_parquet.labels_manifest import (
-    MANIFEST,
-    SEGMENTS,
-    Manifest,
-    Segment,
-    VersionEntry,
-    check_version,
-    load_manifest,
-    save_manifest,
-)
-from recdistill_parquet.labels_segments import Columns, SegmentReader, logit_column
-from recdistill_parquet.labels_writer import ParquetLabelWriter, locked
-
-
-@dataclass(frozen=True)
-class _Index:
-    """All labels of a version sorted by example id: ``columns`` of ``[count]`` rows."""
-
-    segments: tuple[Segment, ...]
-    columns: Columns
+from recdistill_core.errors import DataError, UsageError
+from recdistill_core.files import sync
+from recdistill_core.labels import AlignedLabels, CaptureMode, LabelChoice, LabelVersion, LogitStore
+from recdistill_parquet import labels_log, labels_pins
+from recdistill_parquet.labels_aligned import aligned_labels
+from recdistill_parquet.labels_compact import Compacted, compact
+from recdistill_parquet.labels_findings import Finding, Progress, Thresholds
+from recdistill_parquet.labels_gaps import Gaps, find_gaps
+from recdistill_parquet.labels_gc import GRACE, Collected, collect
+from recdistill_parquet.labels_limits import Limits
+from recdistill_parquet.labels_lock import locked, owner
+from recdistill_parquet.labels_log import Head
+from recdistill_parquet.labels_pins import Pin
+from recdistill_parquet.labels_segments import SEGMENTS, SegmentReader
+from recdistill_parquet.labels_state import State, VersionEntry, check_version
+from recdistill_parquet.labels_verify import Outcomes, verify
+from recdistill_parquet.labels_view import VersionView
+from recdistill_parquet.labels_writer import ParquetLabelWriter
 
 
 class ParquetLogitStore(LogitStore):
-    """A label store in a directory; implements :class:`recdistill_core.interfaces.LogitStore`.
+    """A label store in a directory; implements :class:`recdistill_core.labels.LogitStore`.
 
     Many writers and readers may work at once, in one process or several, on a file system with POSIX locks and atomic
-    rename. A reader holds the labels of the versions it reads in memory: 16 bytes and 4 per task for an example.
+    rename. A reader holds the labels of the versions it reads in memory: 24 to 32 bytes for an example with one or two
+    tasks.
 
     Args:
         path: root of the store; made by the first writer.
         segment_rows: rows of a segment file, at least 1; a writer holds that many in memory.
+        limits: which values are plausible.
+        snapshot: id of the commit to read (8 digits of it or more); empty: always the newest. A pinned store is
+            read-only.
+
+    Raises:
+        DataError: if there is no such snapshot.
     """
 
-    def __init__(self, path: Path, segment_rows: int = 1_000_000) -> None:
+    def __init__(
+        self, path: Path, segment_rows: int = 1_000_000, limits: Limits | None = None, snapshot: str = ""
+    ) -> None:
         if segment_rows < 1:
             raise UsageError(f"segment_rows must be at least 1, got {segment_rows}")
-        self.path, self.segment_rows = Path(path), segment_rows
+        self.path, self.segment_rows, self.limits = Path(path), segment_rows, limits or Limits()
         self._reader = SegmentReader(self.path)
-        self._indexes: dict[str, _Index] = {}
-        self._manifest = Manifest()
-        self._signature: tuple[int, ...] = ()
+        self._views: dict[str, VersionView] = {}
+        self._known = Head(), State()
+        self._pinned = labels_log.find_snapshot(self.path, snapshot) if snapshot else None
 
-    def __reduce__(self) -> tuple[type[ParquetLogitStore], tuple[Path, int]]:
-        return type(self), (self.path, self.segment_rows)  # a worker process reads its own index
+    def __reduce__(self) -> tuple[type[ParquetLogitStore], tuple[Any, ...]]:
+        pinned = self._pinned.id if self._pinned else ""
+        return type(self), (self.path, self.segment_rows, self.limits, pinned)  # a worker reads its own index
+
+    def at(self, snapshot: str) -> ParquetLogitStore:
+        """This store as it was after the commit ``snapshot``, read-only. Raises DataError if there is none."""
+        return self._at(labels_log.find_snapshot(self.path, snapshot))
 
     def writer(
         self, version: str, *, tasks: Sequence[str], mode: CaptureMode, view: str, facts: Mapping[str, Any]
@@ -94,12 +106,58 @@ class ParquetLogitStore(LogitStore):
         except (TypeError, ValueError) as error:
             raise UsageError(f"the facts of version {version!r} are not JSON: {error}") from error
         entry = VersionEntry(version, CaptureMode(mode), tuple(tasks), view, noted)
+        self._require_newest("write to")
         self._make()
-        return ParquetLabelWriter(self.path, entry, self._reader, self.segment_rows)
+        return ParquetLabelWriter(self.path, entry, self._reader, self.segment_rows, self.limits)
+
+    def revoke(self, version: str, *, reason: str, since: int | None = None) -> None:
+        """Make labels of a version invisible, atomically; snapshots from before still show them.
+
+        The examples keep their labels: none can be written for them under this version again.
+
+        Args:
+            version: which. reason: why, for those who come later.
+            since: only labels scored at this time or later, ms since the epoch, UTC; None: all.
+
+        Raises:
+            DataError: if the store has no such version. UsageError: without a reason, or if it is revoked already.
+        """
+        if not reason.strip():
+            raise UsageError(f"revoking version {version!r} needs a reason", fix="say what is wrong with its labels")
+
+        def change(state: State) -> dict[str, Any]:
+            old = state.require(version, str(self.path))
+            if old.revoked is not None:
+                raise UsageError(
+                    f"version {version!r} is revoked already: {old.revoked.reason}",
+                    where=str(self.path),
+                    fix="restore it first, to revoke another part of it",
+                )
+            return {"do": "revoke", "version": version, "since": since, "at": _now(), "reason": reason}
+
+        self._change(change)
+
+    def restore(self, version: str) -> None:
+        """Make the revoked labels of a version visible again.
+
+        Raises:
+            DataError: if the store has no such version. UsageError: if it is not revoked.
+        """
+
+        def change(state: State) -> dict[str, Any]:
+            if state.require(version, str(self.path)).revoked is None:
+                raise UsageError(f"version {version!r} is not revoked", where=str(self.path), fix="leave it as it is")
+            return {"do": "restore", "version": version}
+
+        self._change(change)
+
+    def log(self) -> list[dict[str, Any]]:
+        """All commits, oldest first: number, id, parent, ``at`` (ms since the epoch, UTC), ``by`` and actions."""
+        return labels_log.history(self.path)
 
     def versions(self) -> tuple[LabelVersion, ...]:
         """Committed versions, oldest first. Raises IntegrityError if the manifest is damaged."""
-        return tuple(entry.label_version() for entry in self._current().entries)
+        return tuple(entry.label_version() for entry in self._state().entries)
 
     def read(self, version: str, example_id: NDArray[np.int64]) -> TeacherSignal:
         """Labels of ``example_id [M]`` in that order; repeats are fine.
@@ -116,78 +174,128 @@ class ParquetLogitStore(LogitStore):
             raise DataError(
                 f"example_id must be [M] int64, got {list(wanted.shape)} {wanted.dtype}", where=str(self.path)
             )
-        entry = self._current().require(version, str(self.path))
-        columns = self._index(entry).columns
-        known, wanted = columns["example_id"], wanted.astype(np.int64, copy=False)
-        order = np.argsort(wanted)  # sorted look-ups walk the index in order: twice as fast on millions of labels
-        place = np.empty(wanted.shape, np.int64)
-        place[order] = np.minimum(np.searchsorted(known, wanted[order]), max(known.size - 1, 0))
-        found = known[place] == wanted if known.size else np.zeros(wanted.shape, np.bool_)
-        valid = torch.from_numpy(found)
-
-        def pick(name: str) -> torch.Tensor:
-            column = columns[name]
-            picked = np.where(found, column[place], column.dtype.type(0)) if column.size else np.zeros(wanted.shape)
-            return torch.from_numpy(picked.astype(column.dtype, copy=False))
-
-        return TeacherSignal(
-            logits={task: pick(logit_column(task)) for task in entry.tasks},
-            valid={task: valid.clone() for task in entry.tasks},
-            version=version,
-            scored_at=pick("scored_at"),
-        )
+        entry = self._state().require(version, str(self.path))
+        view = self._views.get(version)
+        if view is None or not view.follow(entry):
+            view = self._views[version] = VersionView(self.path, entry)
+        return view.read(wanted.astype(np.int64, copy=False))
 
     def snapshot_id(self) -> str:
-        """32 hex digits of what is committed now; equal commits in equal order give equal ids."""
-        return self._current().snapshot_id()
+        """32 hex digits of the commit that is read: they name everything that was ever committed up to it."""
+        return (self._pinned or labels_log.read_head(self.path)).id
+
+    def aligned(
+        self, choice: LabelChoice, *, dataset: str, example_id: NDArray[np.int64], event_time: NDArray[np.int64]
+    ) -> AlignedLabels:
+        """Labels of all rows of a dataset, from one snapshot, in memory-mapped files that are made once.
+
+        Args:
+            choice: versions and policy.
+            dataset: the dataset's snapshot id.
+            example_id, event_time: ``[N]`` of its rows; times in ms since the epoch, UTC.
+
+        Raises:
+            DataError: see :func:`recdistill_core.label_choice.choose_labels`.
+            IntegrityError: if a segment is missing or damaged.
+        """
+        snapshot = self if self._pinned else self._at(labels_log.read_head(self.path))
+        return aligned_labels(self.path, snapshot, choice, dataset, example_id, event_time)
+
+    def pin(self, name: str, by: str) -> Pin:
+        """Keep what the snapshot that is read needs, whatever is compacted and collected later.
+
+        Args:
+            name: of the pin: letters, digits, ``.``, ``-`` and ``_``. by: who wants it, for those who tidy up.
+
+        Raises:
+            UsageError: if the name is not usable, or pins another snapshot already. DataError: if the store is empty.
+            IntegrityError: if a file that the snapshot needs is gone.
+        """
+        return labels_pins.pin(self.path, name, by, self._pinned)
+
+    def unpin(self, name: str) -> None:
+        """Remove a pin. Raises DataError if there is none of this name."""
+        labels_pins.unpin(self.path, name)
+
+    def pins(self) -> tuple[Pin, ...]:
+        """All pins, by name. Raises IntegrityError if one is damaged."""
+        return labels_pins.read_pins(self.path)
+
+    def verify(
+        self,
+        outcomes: Outcomes | None = None,
+        thresholds: Thresholds | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Finding, ...]:
+        """What is wrong with the store, errors first; see :func:`recdistill_parquet.labels_verify.verify`."""
+        return verify(self.path, outcomes, thresholds, progress)
+
+    def compact(self, version: str, progress: Progress | None = None) -> Compacted:
+        """Fewer, fuller segments; see :func:`recdistill_parquet.labels_compact.compact`."""
+        self._require_newest("compact")
+        return compact(self.path, version, self.segment_rows, progress)
+
+    def gc(self, grace_seconds: float = GRACE, *, dry_run: bool = False) -> Collected:
+        """Remove what nobody needs; see :func:`recdistill_parquet.labels_gc.collect`."""
+        return collect(self.path, grace_seconds, dry_run=dry_run)
+
+    def gaps(
+        self,
+        versions: Sequence[str],
+        example_id: NDArray[np.int64],
+        event_time: NDArray[np.int64],
+        min_rows: int = 1,
+    ) -> Gaps:
+        """Where a dataset has no labels; see :func:`recdistill_parquet.labels_gaps.find_gaps`."""
+        return find_gaps(self, versions, example_id, event_time, min_rows)
+
+    def _at(self, head: Head) -> ParquetLogitStore:
+        made = type(self)(self.path, self.segment_rows, self.limits)
+        made._pinned = head
+        return made
+
+    def _require_newest(self, verb: str) -> None:
+        if self._pinned is not None:
+            raise UsageError(
+                f"cannot {verb} a label store that is pinned to snapshot {self._pinned.id}",
+                where=str(self.path),
+                fix="open it without a snapshot",
+            )
+
+    def _change(self, change: Callable[[State], dict[str, Any]]) -> None:
+        """Commit one action that does not add labels."""
+        self._require_newest("change")
+        if not self.path.is_dir():
+            State().require("", str(self.path))
+        with locked(self.path):
+            head = labels_log.read_head(self.path)
+            state = labels_log.read_state(self.path, head, self._known)
+            labels_log.append(self.path, head, state, [change(state)], _now(), owner())
 
     def _make(self) -> None:
         """The empty store on disk, unless it is there already."""
         try:
+            new = not (self.path / SEGMENTS).is_dir()
             (self.path / SEGMENTS).mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UsageError(
                 "the label store is a file, not a directory", where=str(self.path), fix="give a directory"
             ) from error
-        with locked(self.path):
-            manifest = load_manifest(self.path)
-            if not (self.path / MANIFEST).exists():
-                save_manifest(self.path, manifest)
+        if new:
+            sync(self.path.parent)
+        if not (self.path / labels_log.MANIFEST).exists():
+            with locked(self.path):
+                head = labels_log.read_head(self.path)
+                if not (self.path / labels_log.MANIFEST).exists():
+                    labels_log.write_head(self.path, head)
 
-    def _current(self) -> Manifest:
-        """The manifest on disk, parsed again only where the file is another one than before."""
-        try:
-            facts = (self.path / MANIFEST).stat()
-            signature: tuple[int, ...] = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
-        except OSError:
-            signature = ()
-        if not signature or signature != self._signature:
-            self._manifest = load_manifest(self.path)
-            self._signature = signature
-        return self._manifest
+    def _state(self) -> State:
+        """The state that is read; commits that were read before are not read again."""
+        head = self._pinned or labels_log.read_head(self.path)
+        if head != self._known[0]:
+            self._known = head, labels_log.read_state(self.path, head, self._known)
+        return self._known[1]
 
-    def _index(self, entry: VersionEntry) -> _Index:
-        """The sorted labels of a version; what was committed since the last call is merged in."""
-        index = self._indexes.get(entry.version)
-        old = index.segments if index else ()
-        if index and old == entry.segments:
-            return index
-        names = ["example_id", *(logit_column(task) for task in entry.tasks), "scored_at"]
-        if old != entry.segments[: len(old)]:
-            index, old = None, ()
-        fresh = self._reader.read(entry.segments[len(old) :], names)
-        parts = [index.columns, fresh] if index else [fresh]
-        ids = np.concatenate([part["example_id"] for part in parts])
-        order = np.argsort(ids, kind="stable")
-        ids = ids[order]
-        twice = ids[1:][ids[1:] == ids[:-1]]
-        if twice.size:
-            raise IntegrityError(
-                f"example {int(twice[0])} has two labels of version {entry.version!r} ({twice.size} such examples)",
-                where=str(self.path),
-                fix="capture the version again into a new store",
-            )
-        columns = {name: np.concatenate([part[name] for part in parts])[order] for name in names[1:]}
-        index = _Index(entry.segments, {"example_id": ids, **columns})
-        self._indexes[entry.version] = index
-        return index
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

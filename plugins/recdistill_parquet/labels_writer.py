@@ -1,117 +1,118 @@
-"""The writer of a label store: one label per example and version, spilled to disk as it grows, visible at commit."""
+"""The writer of a label store: each label once, spilled to disk as it grows, visible at commit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recdistill_core.errors import DataError, IntegrityError, LeakError, UsageError, suggest
+from recdistill_core.errors import DataError, IntegrityError, UsageError
 from recdistill_core.files import sync
-from recdistill_core.interfaces import LabelVersion, LabelWriter
-from recdistill_parquet.labels_manifest import (
-    LOCK,
+from recdistill_core.labels import LabelVersion, LabelWriter
+from recdistill_parquet import labels_log
+from recdistill_parquet.labels_columns import label_columns
+from recdistill_parquet.labels_guard import Guard, Limits
+from recdistill_parquet.labels_keys import KeyTable, digest_rows
+from recdistill_parquet.labels_lease import Lease
+from recdistill_parquet.labels_lock import locked, owner
+from recdistill_parquet.labels_provenance import conflict
+from recdistill_parquet.labels_segments import (
+    QUARANTINE,
     SEGMENTS,
-    Segment,
-    VersionEntry,
-    load_manifest,
-    save_manifest,
+    Columns,
+    SegmentReader,
+    concatenate,
+    logit_column,
+    remove_segment,
+    select,
+    write_aside,
+    write_segment,
 )
-from recdistill_parquet.labels_segments import Columns, SegmentReader, logit_column, write_segment
+from recdistill_parquet.labels_state import Segment, VersionEntry, add_action
 
-#: Seconds to wait for another process's commit.
-LOCK_TIMEOUT = 120.0
-
-
-class IdSet:
-    """A growing set of int64 ids in 8 bytes each: sorted runs of geometrically growing length."""
-
-    def __init__(self) -> None:
-        self._runs: list[NDArray[np.int64]] = []
-
-    def __len__(self) -> int:
-        return sum(run.size for run in self._runs)
-
-    def add(self, ids: NDArray[np.int64]) -> None:
-        """Add ``ids [N]``, distinct and none of them in the set."""
-        run = np.sort(ids)
-        while self._runs and self._runs[-1].size <= 2 * run.size:
-            run = np.concatenate((self._runs.pop(), run))
-            run.sort(kind="stable")  # merges the two sorted halves
-        if run.size:
-            self._runs.append(run)
-
-    def known(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """``[N]`` bool: which of ``ids [N]`` are in the set."""
-        found = np.zeros(ids.shape, np.bool_)
-        for run in self._runs:
-            place = np.minimum(np.searchsorted(run, ids), run.size - 1)
-            found |= run[place] == ids
-        return found
-
-    def add_all(self, other: IdSet) -> None:
-        """Add the members of ``other``, none of them in this set."""
-        for run in other._runs:
-            self.add(run)
+log = logging.getLogger("recdistill.labels")
 
 
 class ParquetLabelWriter(LabelWriter):
     """Collects labels of one version; nothing is visible before :meth:`commit`.
 
-    Every ``segment_rows`` rows go to a segment file that nothing refers to yet; the ids for the duplicate check take
-    8 bytes each. A writer may commit several times (at checkpoints). As a context manager it closes itself, which
-    forgets what was not committed.
+    A second label of an example is dropped and counted where it equals the first one, and refused where it does not.
+    Every ``segment_rows`` rows go to a segment file that nothing refers to yet; what is known of each example takes 16
+    bytes. A writer may commit several times (at checkpoints). As a context manager it closes itself, which forgets what
+    was not committed.
 
     Args:
-        store: root of the store; its manifest exists.
+        store: root of the store, which is there.
         entry: the version to write: mode, tasks, view and facts.
         reader: reads committed segments.
         segment_rows: rows of a segment file, at least 1.
+        limits: which values are plausible.
     """
 
-    def __init__(self, store: Path, entry: VersionEntry, reader: SegmentReader, segment_rows: int) -> None:
+    def __init__(
+        self, store: Path, entry: VersionEntry, reader: SegmentReader, segment_rows: int, limits: Limits
+    ) -> None:
         self._store, self._entry, self._reader, self._segment_rows = store, entry, reader, segment_rows
+        self._names = [logit_column(task) for task in entry.tasks]
+        self._guard = Guard(limits, self._names)
         self._buffer: list[Columns] = []
-        self._buffered = 0
+        self._aside: list[Columns] = []
+        self._buffered = self._duplicates = 0
         self._spilled: list[Segment] = []
-        self._pending, self._committed = IdSet(), IdSet()
-        self._seen: set[Segment] = set()
+        self._spilled_aside: list[Segment] = []
+        self._lease: Lease | None = None
+        self._sent = 0
+        self._pending, self._committed = KeyTable(), KeyTable()
+        self._seen: set[str] = set()
         self._closed = False
-        manifest = load_manifest(store)
-        self._taken = manifest.files()
-        self._take_over(manifest.get(entry.version))
+        self._head = labels_log.read_head(store)
+        self._state = labels_log.read_state(store, self._head)
+        self._take_over(self._state.get(entry.version))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows since the last commit: ``appended`` and pending, ``duplicates`` dropped, ``quarantined`` set aside."""
+        aside = sum(part["example_id"].size for part in self._aside)
+        aside += sum(segment.rows for segment in self._spilled_aside)
+        return {"appended": len(self._pending), "duplicates": self._duplicates, "quarantined": aside}
 
     def append(self, example_id: Tensor, logits: Mapping[str, Tensor], *, step: int, scored_at: int) -> None:
-        """Add raw logits of examples that have no label of this version yet; all of them or none.
+        """Add raw logits; all of them or, where an error is raised, none.
 
         Args:
             example_id: ``[N]`` int64.
-            logits: ``{task: [N]}`` raw, before the sigmoid, finite; kept as float32.
+            logits: ``{task: [N]}`` raw, before the sigmoid; kept as float32. A row with a logit that is NaN, infinite
+                or absurd is set aside.
             step: training step at which they were computed.
             scored_at: time at which they were computed, ms since the epoch, UTC.
 
         Raises:
-            LeakError: if an example already has a label of this version, committed or pending.
-            DataError: if tasks, shapes or types are not the promised ones, or a logit is NaN or infinite.
+            LeakError: if an example has another label of this version, committed or pending.
+            DataError: if tasks, shapes or types are not the promised ones, or too many values are implausible.
             UsageError: if the writer is closed.
         """
         self._require_open()
-        place = f"{self._store}, version {self._entry.version!r}, step {step}"
-        columns = label_columns(example_id, logits, self._entry.tasks, place)
-        ids = columns["example_id"]
-        self._refuse_repeats(ids, step)
-        columns["step"] = np.full(ids.shape, step, np.int64)
-        columns["scored_at"] = np.full(ids.shape, scored_at, np.int64)
-        self._pending.add(ids)
-        self._buffer.append(columns)
-        self._buffered += ids.size
+        where = f"{self._store}, version {self._entry.version!r}, step {step}"
+        columns = label_columns(example_id, logits, self._entry.tasks, where)
+        count = columns["example_id"].size
+        columns["step"] = np.full(count, step, np.int64)
+        columns["scored_at"] = np.full(count, scored_at, np.int64)
+        reason = self._guard.inspect(columns, where)
+        fine, aside = select(columns, reason == ""), select(columns, reason != "")
+        fresh = self._fresh(fine)
+        self._duplicates += fine["example_id"].size - fresh["example_id"].size
+        if aside["example_id"].size:
+            self._aside.append({**aside, "reason": reason[reason != ""]})
+        self._pending.add(fresh["example_id"], digest_rows(fresh, self._names))
+        self._buffer.append(fresh)
+        self._buffered += fresh["example_id"].size
         if self._buffered >= self._segment_rows:
             self._spill(self._segment_rows)
 
@@ -119,17 +120,18 @@ class ParquetLabelWriter(LabelWriter):
         """Make everything appended visible at once, durably, beside what other writers have committed.
 
         Raises:
-            LeakError: if another writer has meanwhile committed a label for one of the examples, or labels of another
-                capture mode. Nothing becomes visible.
-            DataError: if the version would have no label at all.
+            LeakError: if another writer has meanwhile committed another label for one of the examples, or labels of
+                another capture mode. Nothing becomes visible.
+            DataError: if the version would have no label at all, or too many values are implausible.
             IntegrityError: if the store is damaged, or its lock is held for too long.
         """
         self._require_open()
+        self._guard.require_few(f"{self._store}, version {self._entry.version!r}")
         self._spill(1)
-        sync(self._store / SEGMENTS)
+        self._spill_aside()
         with locked(self._store):
-            manifest = load_manifest(self._store)
-            old = manifest.get(self._entry.version)
+            self._refresh()
+            old = self._state.get(self._entry.version)
             self._take_over(old)
             if old is None and not self._spilled:
                 raise DataError(
@@ -137,25 +139,25 @@ class ParquetLabelWriter(LabelWriter):
                     where=str(self._store),
                     fix="append the teacher's logits before the commit",
                 )
-            fresh = tuple(segment for segment in self._spilled if segment.file not in manifest.files())
-            if fresh:
-                manifest = manifest.with_segments(self._entry, fresh)
-                save_manifest(self._store, manifest)
-        entry = manifest.require(self._entry.version, str(self._store))
+            if self._spilled or self._duplicates or self._spilled_aside:
+                self._write_commit()
         self._committed.add_all(self._pending)
-        self._seen.update(self._spilled)
-        self._spilled, self._pending, self._taken = [], IdSet(), manifest.files()
-        return entry.label_version()
+        self._seen.update(segment.file for segment in self._spilled)
+        self._forget()
+        return self._state.require(self._entry.version, str(self._store)).label_version()
 
     def abort(self) -> None:
         """Forget everything appended since the last commit and remove its segment files."""
-        spilled = self._spilled
-        self._buffer, self._buffered, self._spilled, self._pending = [], 0, [], IdSet()
-        if spilled:
-            listed = load_manifest(self._store).files()  # a commit that failed in its last fsync is visible already
-            for segment in spilled:
-                if segment.file not in listed:
-                    (self._store / SEGMENTS / segment.file).unlink(missing_ok=True)
+        try:
+            if self._spilled or self._spilled_aside:
+                self._refresh()  # a commit that failed in its last fsync is visible already
+                for segment in self._spilled:
+                    remove_segment(self._store, segment)
+                for segment in self._spilled_aside:
+                    remove_segment(self._store, segment, QUARANTINE)
+        finally:
+            self._buffer, self._aside, self._buffered = [], [], 0
+            self._forget()
 
     def close(self) -> None:
         """Abort what was not committed; further calls of ``append`` and ``commit`` are refused."""
@@ -174,104 +176,137 @@ class ParquetLabelWriter(LabelWriter):
         if self._closed:
             raise UsageError("the label writer is closed", fix="ask the store for a new writer")
 
-    def _refuse_repeats(self, ids: NDArray[np.int64], step: int) -> None:
-        """Raise LeakError where one of ``ids [N]`` is there twice, pending or committed."""
-        repeated = np.ones(ids.shape, np.bool_)
-        repeated[np.unique(ids, return_index=True)[1]] = False
-        pending, committed = self._pending.known(ids), self._committed.known(ids)
-        wrong = repeated | pending | committed
-        if wrong.any():
-            counts = (
-                f"{int(wrong.sum())} of {ids.size} appended examples: {int(committed.sum())} committed before, "
-                f"{int(pending.sum())} pending, {int((repeated & ~pending & ~committed).sum())} twice in this call"
-            )
-            raise self._leak(int(ids[wrong][0]), counts, f"step {step}")
+    def _forget(self) -> None:
+        """Nothing is pending any more."""
+        self._spilled, self._spilled_aside, self._pending = [], [], KeyTable()
+        self._duplicates = self._sent = 0
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    def _refresh(self) -> None:
+        """Read the newest state; what an own commit has made visible although it failed is pending no more."""
+        head = labels_log.read_head(self._store)
+        self._state = labels_log.read_state(self._store, head, (self._head, self._state))
+        self._head = head
+        visible = self._state.files(), self._state.aside_files()
+        spilled = [segment for segment in self._spilled if segment.file not in visible[0]]
+        aside = [segment for segment in self._spilled_aside if segment.file not in visible[1]]
+        if (len(spilled), len(aside)) != (len(self._spilled), len(self._spilled_aside)):
+            self._spilled, self._spilled_aside = spilled, aside
+            self._duplicates -= self._sent
+            self._sent = 0
+
+    def _write_commit(self) -> None:
+        for segment in self._spilled:
+            if not (self._store / SEGMENTS / segment.file).is_file():
+                raise IntegrityError(
+                    "a segment that was about to be committed is missing",
+                    where=str(self._store / SEGMENTS / segment.file),
+                    fix="abort this writer and capture its labels again; leave removing files to the store",
+                )
+        entry = replace(
+            self._entry,
+            segments=tuple(self._spilled),
+            duplicates=self._duplicates,
+            aside=tuple(self._spilled_aside),
+        )
+        actions, self._sent = [add_action(entry)], self._duplicates
+        at = time.time_ns() // 1_000_000
+        self._head = labels_log.append(self._store, self._head, self._state, actions, at, owner())
+        self._state = self._state.after(actions)
+        if entry.quarantined:
+            log.warning("%d implausible labels were set aside in %s", entry.quarantined, self._store / QUARANTINE)
+
+    def _fresh(self, columns: Columns) -> Columns:
+        """The rows that have no label yet; equal second labels are left out, other ones are refused."""
+        ids, digests = columns["example_id"], digest_rows(columns, self._names)
+        first = np.unique(ids, return_index=True)[1]
+        fresh = np.zeros(ids.shape, np.bool_)
+        fresh[first] = True
+        known = KeyTable()
+        known.add(ids[first], digests[first])
+        for table in (known, self._pending, self._committed):
+            there, found = table.find(ids)
+            wrong = there & (found != digests)
+            if wrong.any():
+                raise conflict(self._store, self._entry, columns, wrong, self._where_pending(columns), self._reader)
+            if table is not known:
+                fresh &= ~there
+        return select(columns, fresh)
+
+    def _where_pending(self, columns: Columns) -> list[Columns | Segment]:
+        """Where the first label of an example may be, newest last: committed, spilled, buffered, in this call."""
+        entry = self._state.get(self._entry.version)
+        return [*(entry.segments if entry else ()), *self._spilled, *self._buffer, columns]
 
     def _take_over(self, entry: VersionEntry | None) -> None:
-        """Learn the ids that others have committed; refuse what cannot stand beside what is pending."""
+        """Learn what others have committed; drop what is pending and equal, refuse what differs."""
         if entry is None:
             return
         entry.require_same(self._entry, str(self._store))
-        known = self._seen.union(self._spilled)
+        if not self._seen <= {segment.file for segment in entry.segments}:  # compacted: the same labels in other files
+            self._committed, self._seen = KeyTable(), set()
         for segment in entry.segments:
-            if segment in known:
+            if segment.file in self._seen:
                 continue
-            ids = self._reader.read([segment], ["example_id"])["example_id"]
-            clash = ids[self._pending.known(ids)]
-            if clash.size:
-                counts = f"{clash.size} of {len(self._pending)} pending examples were committed by another writer"
-                raise self._leak(int(clash.min()), counts, f"segment {segment.file}")
-            self._committed.add(ids)
-            self._seen.add(segment)
+            theirs = self._reader.read([segment], ["example_id", *self._names])
+            digests = digest_rows(theirs, self._names)
+            there, mine = self._pending.find(theirs["example_id"])
+            if (there & (mine != digests)).any():
+                wrong = there & (mine != digests)
+                raise conflict(self._store, self._entry, theirs, wrong, [*self._spilled], self._reader, segment)
+            if there.any():
+                self._drop(theirs["example_id"][there])
+            self._committed.add(theirs["example_id"], digests)
+            self._seen.add(segment.file)
 
-    def _leak(self, example: int, counts: str, place: str) -> LeakError:
-        return LeakError(
-            f"example {example} already has a label of version {self._entry.version!r} ({counts})",
-            where=f"{self._store}, {place}",
-            fix="score every example once, before the teacher trains on it; a teacher that makes a second pass needs "
-            "a version of its own",
-        )
+    def _drop(self, ids: NDArray[np.int64]) -> None:
+        """Take ``ids [M]``, which another writer has committed with equal labels, out of what is pending."""
+        spilled, pending, dropped, gone = list[Segment](), KeyTable(), 0, list[Segment]()
+        for segment in self._spilled:
+            columns = self._reader.read([segment], ["example_id", *self._names, "step", "scored_at"])
+            stays = ~np.isin(columns["example_id"], ids)
+            if stays.all():
+                spilled.append(segment)
+            else:
+                columns = select(columns, stays)
+                spilled += [self._write(columns)] if columns["example_id"].size else []
+                dropped += int((~stays).sum())
+                gone.append(segment)
+            pending.add(columns["example_id"], digest_rows(columns, self._names))
+        sync(self._store / SEGMENTS)
+        self._spilled, self._pending = spilled, pending
+        self._duplicates += dropped
+        for segment in gone:
+            remove_segment(self._store, segment)
 
     def _spill(self, least: int) -> None:
         """Write the buffer to segment files of ``segment_rows`` rows while it has at least ``least`` rows."""
         if self._buffered < least:
             return
-        names = list(self._buffer[0])
-        whole = {name: np.concatenate([part[name] for part in self._buffer]) for name in names}
+        whole = concatenate(self._buffer)
         self._buffer = [whole]
         while self._buffered >= least:
-            head = {name: column[: self._segment_rows] for name, column in whole.items()}
-            number = len(self._seen) + len(self._spilled)
-            self._spilled.append(write_segment(self._store, self._entry, number, head, self._taken))
+            self._spilled.append(self._write({name: column[: self._segment_rows] for name, column in whole.items()}))
             whole = {name: column[self._segment_rows :] for name, column in whole.items()}
             self._buffer, self._buffered = [whole], whole["example_id"].size
+        sync(self._store / SEGMENTS)
 
+    def _spill_aside(self) -> None:
+        """Write what was set aside."""
+        if self._aside:
+            self._hold()
+            self._spilled_aside.append(write_aside(self._store, self._entry, concatenate(self._aside)))
+            self._aside = []
+            sync(self._store / QUARANTINE)
 
-def label_columns(example_id: Tensor, logits: Mapping[str, Tensor], tasks: Sequence[str], where: str) -> Columns:
-    """``example_id`` int64 and ``logit_<task>`` float32 columns of one append, or a DataError."""
-    if example_id.ndim != 1 or example_id.dtype != torch.int64:
-        raise DataError(
-            f"example_id must be [N] int64, got {list(example_id.shape)} {example_id.dtype}".replace("torch.", ""),
-            where=where,
-        )
-    for task in sorted(set(logits) ^ set(tasks)):
-        state = "no logits were given" if task in tasks else "logits were given"
-        raise DataError(
-            f"{state} for task {task!r}{'' if task in tasks else suggest(task, tasks)}",
-            where=where,
-            fix=f"give logits of exactly these tasks: {', '.join(tasks)}",
-        )
-    columns: Columns = {"example_id": example_id.detach().cpu().numpy().copy()}
-    for task in tasks:
-        logit = logits[task].detach().cpu()
-        if logit.shape != example_id.shape or not logit.is_floating_point():
-            raise DataError(
-                f"logits of task {task!r} must be {list(example_id.shape)} floats, got {list(logit.shape)} "
-                f"{str(logit.dtype).removeprefix('torch.')}",
-                where=where,
-            )
-        values = logit.to(torch.float32).numpy().copy()
-        wrong = ~np.isfinite(values)
-        if wrong.any():
-            raise DataError(
-                f"{int(wrong.sum())} of {values.size} logits of task {task!r} are NaN or infinite, the first one of "
-                f"example {int(columns['example_id'][wrong][0])}",
-                where=where,
-                fix="the teacher has diverged: lower its learning rate and train it again",
-            )
-        columns[logit_column(task)] = values
-    return columns
+    def _write(self, columns: Columns) -> Segment:
+        self._hold()
+        number = len(self._seen) + len(self._spilled)
+        return write_segment(self._store, self._entry, number, columns, self._state.files())
 
-
-@contextmanager
-def locked(store: Path) -> Iterator[None]:
-    """Hold the store's lock: one process at a time reads, changes and replaces the manifest."""
-    try:
-        with FileLock(store / LOCK, timeout=LOCK_TIMEOUT):
-            yield
-    except Timeout as error:
-        raise IntegrityError(
-            f"another process has held the label store's lock for {LOCK_TIMEOUT:.0f} s",
-            where=str(store / LOCK),
-            fix="wait for its commit to end, or end that process; the lock goes with it",
-        ) from error
+    def _hold(self) -> None:
+        """Have a lease before the first file is written."""
+        if self._lease is None:
+            self._lease = Lease(self._store, self._entry.version)

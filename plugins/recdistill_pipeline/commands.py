@@ -149,7 +149,7 @@ def teacher_fit(
     out: OutOption = Path("runs/run"),
     json: JsonOption = False,
 ) -> None:
-    """Train one teacher per seed; each example's logit is captured before the update on it."""
+    """Train one teacher per seed, each logit captured before the update on its example; or ask one that is external."""
     _with_run(_plan(config, overrides), out, "teachers")
     _list_steps(out, "seed-*/teacher", json)
 

@@ -14,16 +14,20 @@ from numpy.typing import NDArray
 
 from recdistill_core.batch import Batch
 from recdistill_core.component import BuildContext
-from recdistill_core.interfaces import SampleSource
+from recdistill_core.interfaces import CaptureMode, LogitStore, SampleSource
 from recdistill_pipeline.dataset import Split
+from recdistill_pipeline.external import teacher_logits
 from recdistill_pipeline.models import build_student, build_teacher
 from recdistill_pipeline.plan import Plan
-from recdistill_pipeline.rundir import RunDirectory
+from recdistill_pipeline.rundir import RunDirectory, read_json
 from recdistill_pipeline.scoring import cost, score_rows
 from recdistill_pipeline.statistics import transferability
 
 Floats = NDArray[np.float64]
 BOOTSTRAP_SEED = 20_240_229
+RATIOS = ("parameters", "dense_parameters", "flops_per_impression")
+#: Of a teacher that is not here.
+UNKNOWN_COST: Mapping[str, float | None] = dict.fromkeys((*RATIOS, "embedding_parameters"))
 
 
 @dataclass(frozen=True)
@@ -33,31 +37,44 @@ class Predictions:
     Attributes:
         label: ``[N]`` of 0 and 1. user: ``[N]`` in ``[0, users)``.
         logits: ``{"teacher" | "raw/<student>" | "distilled/<student>": [one [N] array per seed]}``.
-        costs: ``{"teacher" | student: cost}``.
+        costs: ``{"teacher" | student: cost}``; None for what is not known.
         truth: ``[N]`` true logits where a simulator kept them aside, or None.
     """
 
     label: Floats
     user: NDArray[np.int64]
     logits: Mapping[str, list[Floats]]
-    costs: Mapping[str, Mapping[str, float]]
+    costs: Mapping[str, Mapping[str, float | None]]
     truth: Floats | None
 
 
 def predict(
-    plan: Plan, run: RunDirectory, source: SampleSource, split: Split, say: Callable[[str], None]
+    plan: Plan,
+    run: RunDirectory,
+    source: SampleSource,
+    split: Split,
+    store: LogitStore,
+    say: Callable[[str], None],
 ) -> Predictions:
-    """Score the observed test rows with every trained model of the run."""
+    """Score the observed test rows with every model of the run; an external teacher's logits are in the store."""
     task = plan.config.task
     label = source.column(f"label_{task}")[split.test[0] : split.test[1]].astype(np.float64)
     seen = ~np.isnan(label)
     label = label[seen]
     user = np.unique(source.column("user_id")[split.test[0] : split.test[1]][seen], return_inverse=True)[1]
     logits: dict[str, list[Floats]] = {}
-    costs: dict[str, Mapping[str, float]] = {}
+    costs: dict[str, Mapping[str, float | None]] = {}
     batch_size = plan.config.evaluation.batch_size
     for seed in plan.config.seeds:
-        for name, step, module in _models(plan, run, source, seed):
+        labels = read_json(run.path / f"seed-{seed}/teacher/manifest.json")["labels"]
+        external = labels["mode"] == CaptureMode.EXTERNAL
+        if external:
+            ids = source.column("example_id")[split.test[0] : split.test[1]][seen]
+            found = teacher_logits(store, labels["version"], task, ids)
+            logits.setdefault("teacher", []).append(found)
+            costs.setdefault("teacher", UNKNOWN_COST)
+            _keep(run.path / "predictions" / f"seed-{seed}-teacher.parquet", source, split, seen, found)
+        for name, step, module in _models(plan, run, source, seed, external):
             say(f"scoring {split.test[1] - split.test[0]:,} test rows with {name}, seed {seed}")
             module.eval()
 
@@ -79,10 +96,11 @@ def predict(
     return Predictions(label, user, logits, costs, truth)
 
 
-def _models(plan: Plan, run: RunDirectory, source: SampleSource, seed: int) -> Any:
-    """``(name, step, module)`` of every model of one seed, restored from its step."""
-    step = f"seed-{seed}/teacher"
-    yield "teacher", step, build_teacher(plan, source.schema, seed, run.checked(step, "model.safetensors"))
+def _models(plan: Plan, run: RunDirectory, source: SampleSource, seed: int, external: bool) -> Any:
+    """``(name, step, module)`` of every model of one seed that the run trained, restored from its step."""
+    if not external:
+        step = f"seed-{seed}/teacher"
+        yield "teacher", step, build_teacher(plan, source.schema, seed, run.checked(step, "model.safetensors"))
     for label in plan.students:
         for kind in ("raw", "distilled"):
             step = f"seed-{seed}/{label}-{kind}"
@@ -153,16 +171,17 @@ def _eta(plan: Plan, metric: Any, found: Predictions, sides: Mapping[str, list[F
     )
 
 
-def _costs(teacher: Mapping[str, float], student: Mapping[str, float]) -> dict[str, Any]:
-    """Teacher and student cost, and how many times cheaper the student is."""
+def _costs(teacher: Mapping[str, float | None], student: Mapping[str, float | None]) -> dict[str, Any]:
+    """Teacher and student cost, and how many times cheaper the student is; None where it is not known."""
     return {
         "teacher": dict(teacher),
         "student": dict(student),
-        "ratio": {
-            key: teacher[key] / student[key] if student[key] else None
-            for key in ("parameters", "dense_parameters", "flops_per_impression")
-        },
+        "ratio": {key: _times(teacher[key], student[key]) for key in RATIOS},
     }
+
+
+def _times(teacher: float | None, student: float | None) -> float | None:
+    return teacher / student if teacher is not None and student else None
 
 
 def _number(value: float) -> float | None:

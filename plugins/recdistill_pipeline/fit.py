@@ -10,7 +10,7 @@ from recdistill_core.batch import TeacherSignal
 from recdistill_core.component import BuildContext
 from recdistill_core.interfaces import LabelVersion, LogitStore, SampleSource
 from recdistill_lightning.capture import LogitCapture, capture_after_training
-from recdistill_lightning.data import DistillationDataModule, read_labels
+from recdistill_lightning.data import DistillationDataModule, align_labels
 from recdistill_lightning.modules import StudentModule, TeacherModule
 from recdistill_pipeline.checkpoint import save_weights
 from recdistill_pipeline.dataset import Split
@@ -81,8 +81,13 @@ def fit_student(
     signal = None
     if teacher is not None:
         version = teacher["labels"]["version"]
-        signal, coverage = read_labels(source, store, version, split.student, plan.config.capture.min_coverage)
-        facts["labels"] = {**teacher["labels"], "coverage": coverage, "store": store.snapshot_id()}
+        aligned = align_labels(source, store, version, split.student, plan.config.capture.min_coverage)
+        signal, coverage = aligned.signal, aligned.coverage(split.student)
+        facts["labels"] = {
+            **teacher["labels"],
+            "coverage": {task: sum(shares.values()) for task, shares in coverage.items()},
+            "store": aligned.snapshot,
+        }
     data = _training_data(module, source, config, split.student, split.stream, seed, signal)
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
     kind = "raw" if teacher is None else "distilled"

@@ -71,9 +71,16 @@ def summary(results: Mapping[str, Any]) -> str:
             "> was distilled. These numbers show the damage; they are no result.",
             "",
         ]
+    if results["capture"] == "external":
+        lines += [
+            "> **External labels.** The teacher was not trained here. Whether it had seen the labels of these rows, or",
+            "> those of the test rows, is for those who made its scores to say.",
+            "",
+        ]
     data = results["data"]
+    teacher_rows = f"{data['teacher_rows']:,} rows" if data["teacher_rows"] else "rows unknown here"
     lines += [
-        f"Task `{results['task']}`, {results['seeds']} seeds. Trained on {data['teacher_rows']:,} rows "
+        f"Task `{results['task']}`, {results['seeds']} seeds. Trained on {teacher_rows} "
         f"(students: {data['student_rows']:,}), tested on {data['test_rows']:,} later rows of {data['test_users']:,} "
         f"users. Intervals: {results['confidence']:.0%}, paired bootstrap over users and seeds.",
         "",
@@ -115,7 +122,8 @@ def _exports(exports: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _ratio(cost: Mapping[str, Any], key: str) -> str:
     ratio = cost["ratio"][key]
     shown = f" = {ratio:,.1f}" if ratio else ""
-    return f"{cost['teacher'][key]:,.0f} : {cost['student'][key]:,.0f}{shown}"
+    teacher = cost["teacher"][key]
+    return f"{'unknown' if teacher is None else format(teacher, ',.0f')} : {cost['student'][key]:,.0f}{shown}"
 
 
 def _plain(value: float | None) -> str:

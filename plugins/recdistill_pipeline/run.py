@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import torch
 from recdistill_core.config import make
 from recdistill_core.errors import UsageError
 from recdistill_core.files import write_atomically
-from recdistill_core.interfaces import LogitStore, SampleSource
+from recdistill_core.interfaces import CaptureMode, LogitStore, SampleSource, Teacher
 from recdistill_core.registry import Registry
 from recdistill_core.wiring import check
 from recdistill_pipeline.dataset import Progress, Split, import_dataset, make_split, require_both_classes
 from recdistill_pipeline.evaluate import measure, predict
 from recdistill_pipeline.export import by_student, export_students
+from recdistill_pipeline.external import black_box, label_teacher, without_effect
 from recdistill_pipeline.fit import fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.plots import draw_all
@@ -64,13 +65,28 @@ class Run:
         return source, split
 
     def teachers(self) -> None:
-        """Train a teacher per seed; their labels land in the store."""
+        """Train a teacher per seed, or ask one that is not trained here; their labels land in the store."""
         source, split = self.dataset()
+        todo = [seed for seed in self.plan.config.seeds if not self.directory.done(f"seed-{seed}/teacher")]
+        teacher = black_box(self.plan, source) if todo else None
+        if teacher is not None:
+            self._ask(teacher, source, split, todo)
+            return
         for seed in self.plan.config.seeds:
             name = f"seed-{seed}/teacher"
             if not self.directory.done(name):
                 self.say(f"teacher {self.plan.teacher.name}, seed {seed}: {split.teacher[1] - split.teacher[0]:,} rows")
             self.directory.step(name, partial(fit_teacher, self.plan, source, split, self.store, seed))
+
+    def _ask(self, teacher: Teacher, source: SampleSource, split: Split, seeds: Sequence[int]) -> None:
+        """Label with a teacher that is the same for every seed; the rows are scored once."""
+        idle = without_effect(self.plan)
+        if idle:
+            self.say(f"teacher {self.plan.teacher.name} is not trained here; without effect: {', '.join(idle)}")
+        self.say(f"asking teacher {self.plan.teacher.name} for its scores")
+        for seed in seeds:
+            work = partial(label_teacher, self.plan, teacher, source, split, self.store, seed, self.say)
+            self.directory.step(f"seed-{seed}/teacher", work)
 
     def students(self) -> None:
         """Train every student raw and distilled, per seed."""
@@ -105,7 +121,7 @@ class Run:
                 where=str(self.directory.path),
                 fix="run 'teacher fit' and 'student fit' first, or 'run'",
             )
-        found = predict(self.plan, self.directory, source, split, self.say)
+        found = predict(self.plan, self.directory, source, split, self.store, self.say)
         results = {**self._about(source, split, found), **measure(self.plan, found, self.say)}
         exports = export_students(self.plan, self.directory, source, split, self.say)
         results["exports"] = by_student(exports)
@@ -141,6 +157,11 @@ class Run:
         paths = sorted(self.directory.path.glob("seed-*/*/manifest.json"))
         return {str(path.parent.relative_to(self.directory.path)): read_json(path) for path in paths}
 
+    def _capture(self) -> str:
+        """How the labels came to be."""
+        step = f"seed-{self.plan.config.seeds[0]}/teacher"
+        return str(read_json(self.directory.path / step / "manifest.json")["labels"]["mode"])
+
     def _about(self, source: SampleSource, split: Split, found: Any) -> dict[str, Any]:
         steps = self._steps()
         coverage = {
@@ -152,10 +173,10 @@ class Run:
         return {
             "name": self.plan.config.name,
             "task": self.plan.config.task,
-            "capture": self.plan.config.capture.mode,
+            "capture": self._capture(),
             "confidence": self.plan.config.evaluation.confidence,
             "data": {
-                "teacher_rows": split.teacher[1] - split.teacher[0],
+                "teacher_rows": 0 if self._capture() == CaptureMode.EXTERNAL else split.teacher[1] - split.teacher[0],
                 "student_rows": split.student[1] - split.student[0],
                 "test_rows": len(found.label),
                 "test_users": len(set(found.user.tolist())),
@@ -172,7 +193,7 @@ class Run:
             "dataset": source.snapshot_id,
             "feature_view": source.schema.view_hash(),
             "labels": self.store.snapshot_id(),
-            "capture": self.plan.config.capture.mode,
+            "capture": self._capture(),
             "plugins": {
                 entry.label: f"{entry.entry.plugin.distribution} {entry.entry.plugin.version}"
                 for entry in self.plan.components()

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from recdistill_core.batch import TeacherSignal
 from recdistill_core.errors import DataError, LeakError
-from recdistill_core.interfaces import CaptureMode, LabelWriter, LogitStore
+from recdistill_core.labels import CaptureMode, LabelWriter, LogitStore
 from recdistill_core.testing.cases import Case, check, exercise
 
 TASKS = ("click", "like")
 FACTS = {"dataset": "sample", "seed": 7}
 VIEW = "0123456789abcdef"
 #: Logits that a detour through text, float64 or float16 would change; a store keeps them as they are.
-HARD = (0.1, -0.0, 1e-40, -39.5, 3.0e38, 1 / 3)
+HARD = (0.1, -0.0, 1e-40, -39.5, 1.1754944e-38, 1 / 3)
 
 
 def labels(count: int, first: int = 0, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
@@ -229,28 +229,71 @@ def a_crash_leaves_the_store_as_it_was(case: Case) -> None:
     require_labels(case, again, ids, logits, "written again after a crash")
 
 
+def _once_more(writer: LabelWriter, ids: Tensor, logits: Mapping[str, Tensor], rows: Sequence[int]) -> None:
+    """Deliver some of the labels (again)."""
+    writer.append(ids[list(rows)], {task: logits[task][list(rows)] for task in TASKS}, step=1, scored_at=0)
+
+
 @check("store")
-def a_second_label_is_refused(case: Case) -> None:
-    """A second label of an example in one version, pending or committed, is a LeakError, and the first one stays."""
+def another_second_label_is_refused(case: Case) -> None:
+    """A second label that differs from the first one, pending or committed, is a LeakError, and the first one stays."""
     store = case.build()
     ids, logits = labels(10)
     flipped = {task: -logit for task, logit in logits.items()}
-
-    def once_more(writer: LabelWriter, rows: Sequence[int]) -> Callable[[], None]:
-        picked = {task: flipped[task][list(rows)] for task in TASKS}
-        return lambda: writer.append(ids[list(rows)], picked, step=1, scored_at=0)
-
-    fresh = writer_of(store, "v0")
-    require_refused(case, once_more(fresh, [1, 1]), LeakError, "takes two labels of one example in one append")
+    fresh, twice = writer_of(store, "v0"), ids.clone()
+    twice[2] = twice[1]
+    require_refused(
+        case,
+        lambda: _once_more(fresh, twice, logits, [1, 2]),
+        LeakError,
+        "takes two different labels of one example in one append",
+    )
     fresh.abort()
     writer = writer_of(store)
     writer.append(ids, logits, step=0, scored_at=0)
-    require_refused(case, once_more(writer, [3]), LeakError, "takes a second label of an example in one writer")
+    require_refused(
+        case,
+        lambda: _once_more(writer, ids, flipped, [3]),
+        LeakError,
+        "takes another second label of an example in one writer",
+    )
     writer.commit()
     late = writer_of(case.build())
-    require_refused(case, once_more(late, [4]), LeakError, "takes a second label of an example that has been committed")
+    require_refused(
+        case,
+        lambda: _once_more(late, ids, flipped, [4]),
+        LeakError,
+        "takes another second label of an example that has been committed",
+    )
     late.abort()
     require_labels(case, case.build(), ids, logits, "after a second label was refused")
+
+
+@check("store")
+def an_equal_second_label_is_dropped(case: Case) -> None:
+    """Labels that are delivered twice, in one append, to one writer or after a commit, are there once."""
+    store = case.build()
+    ids, logits = labels(10)
+    writer = writer_of(store)
+    deliveries = (("in one append", [3, 3]), ("to one writer", range(10)), ("to one writer, once more", [4, 0]))
+    for place, rows in deliveries:
+        _deliver(case, writer, ids, logits, rows, place)
+    counted = writer.commit().count
+    case.require(counted == 10, f"counts {counted} labels of 10 examples that were delivered twice before a commit")
+    late = writer_of(case.build())
+    _deliver(case, late, ids, logits, range(10), "after a commit")
+    counted = late.commit().count
+    case.require(counted == 10, f"counts {counted} labels of 10 examples that were delivered again after a commit")
+    require_labels(case, case.build(), ids, logits, "after they were delivered twice")
+
+
+def _deliver(
+    case: Case, writer: LabelWriter, ids: Tensor, logits: Mapping[str, Tensor], rows: Sequence[int], place: str
+) -> None:
+    try:
+        _once_more(writer, ids, logits, rows)
+    except LeakError:
+        case.fail(f"refuses an equal second label {place}; a repeated delivery must do no harm")
 
 
 @check("store")

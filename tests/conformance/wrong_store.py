@@ -16,7 +16,8 @@ import torch
 from wrong import Wrong, wrong
 
 from recdistill_core.batch import TeacherSignal
-from recdistill_core.interfaces import LabelVersion
+from recdistill_core.errors import LeakError
+from recdistill_core.labels import LabelVersion
 from recdistill_parquet.labels import ParquetLogitStore
 
 SHARED = tempfile.mkdtemp(prefix="recdistill-wrong-")
@@ -231,13 +232,13 @@ class NotedAborts(Store):
     """Counts writers in its snapshot."""
 
     def writer(self, version: str, **more: Any) -> Any:
-        note = self.path / "writers"
+        note = self.path / "noted"
         made = super().writer(version, **more)
         note.write_text(f"{note.read_text() if note.exists() else ''}x")
         return made
 
     def snapshot_id(self) -> str:
-        note = self.path / "writers"
+        note = self.path / "noted"
         return super().snapshot_id() + (note.read_text() if note.exists() else "")
 
 
@@ -335,6 +336,93 @@ class Committed(Store):
     writes = CommittedWriter
 
 
+class StrictWriter(Writer):
+    """Refuses what it has seen."""
+
+    where = "one append"
+
+    def __init__(self, store: ParquetLogitStore, inner: Any) -> None:
+        super().__init__(store, inner)
+        self.known = inner._committed.ids().tolist()
+        self.pending: list[int] = []
+
+    def append(self, example_id: Any, logits: Any, *, step: int, scored_at: int) -> None:
+        ids = example_id.tolist()
+        seen = {"one append": len(set(ids)) < len(ids), "writer": set(ids) & set(self.pending)}
+        if seen.get(self.where, set(ids) & set(self.known)):
+            raise LeakError("seen before")
+        super().append(example_id, logits, step=step, scored_at=scored_at)
+        self.pending += ids
+
+
+class StrictInOneWriter(StrictWriter):
+    """Refuses doubles of one append."""
+
+
+class StrictInWriterWriter(StrictWriter):
+    """Refuses doubles of one writer."""
+
+    where = "writer"
+
+
+class StrictAfterWriter(StrictWriter):
+    """Refuses doubles of what is committed."""
+
+    where = "committed"
+
+
+class StrictInOne(Store):
+    """See its writer."""
+
+    writes = StrictInOneWriter
+
+
+class StrictInWriter(Store):
+    """See its writer."""
+
+    writes = StrictInWriterWriter
+
+
+class StrictAfter(Store):
+    """See its writer."""
+
+    writes = StrictAfterWriter
+
+
+class TallyWriter(Writer):
+    """Counts what was delivered to it in one append once too often."""
+
+    doubles = 0
+
+    def append(self, example_id: Any, logits: Any, *, step: int, scored_at: int) -> None:
+        self.doubles += len(example_id) - len(set(example_id.tolist()))
+        super().append(example_id, logits, step=step, scored_at=scored_at)
+
+    def commit(self) -> LabelVersion:
+        found = super().commit()
+        return replace(found, count=found.count + self.doubles)
+
+
+class Tallying(Store):
+    """See its writer."""
+
+    writes = TallyWriter
+
+
+class TallyAfterWriter(TallyWriter):
+    """Counts what was delivered after a commit."""
+
+    def append(self, example_id: Any, logits: Any, *, step: int, scored_at: int) -> None:
+        Writer.append(self, example_id, logits, step=step, scored_at=scored_at)
+        self.doubles += len(example_id) if self.store.versions() else 0
+
+
+class TallyingAfter(Store):
+    """See its writer."""
+
+    writes = TallyAfterWriter
+
+
 class Constant(Store):
     """Always in the same state."""
 
@@ -385,7 +473,7 @@ def store(check: str, kind: Callable[[Path], Any], fault: str, place: Any = exam
 PUT = "what_is_put_is_got_back"
 MASK = "examples_without_a_label_are_not_valid"
 MISS = "another_version_is_a_miss"
-SECOND = "a_second_label_is_refused"
+SECOND, EQUAL = "another_second_label_is_refused", "an_equal_second_label_is_dropped"
 WRONG = [
     store(
         "every_example_is_a_store_of_its_own",
@@ -415,9 +503,14 @@ WRONG = [
     store(
         "a_crash_leaves_the_store_as_it_was", QuietJournal, "shows labels of a writer that crashed before its commit"
     ),
-    store(SECOND, First, "takes two labels of one example in one append"),
-    store(SECOND, Pending, "takes a second label of an example in one writer"),
-    store(SECOND, Committed, "takes a second label of an example that has been committed"),
+    store(SECOND, First, "takes two different labels of one example in one append"),
+    store(SECOND, Pending, "takes another second label of an example in one writer"),
+    store(SECOND, Committed, "takes another second label of an example that has been committed"),
+    store(EQUAL, StrictInOne, "refuses an equal second label in one append; a repeated delivery must do no harm"),
+    store(EQUAL, StrictInWriter, "refuses an equal second label to one writer; a repeated delivery must do no harm"),
+    store(EQUAL, StrictAfter, "refuses an equal second label after a commit; a repeated delivery must do no harm"),
+    store(EQUAL, Tallying, "counts 11 labels of 10 examples that were delivered twice before a commit"),
+    store(EQUAL, TallyingAfter, "counts 20 labels of 10 examples that were delivered again after a commit"),
     store("the_snapshot_id_follows_the_commits", Constant, "has the same snapshot_id after another commit"),
     store("the_snapshot_id_follows_the_commits", Opening, "has another snapshot_id when it is opened again"),
     store(

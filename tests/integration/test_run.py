@@ -15,13 +15,14 @@ import torch
 from omegaconf import OmegaConf
 from pipeline_cases import config, run_of
 
+from recdistill_core.batch import Scores
 from recdistill_core.component import Component
 from recdistill_core.errors import ConfigError, DataError, IntegrityError, UsageError
 from recdistill_core.registry import installed
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
 from recdistill_pipeline import checkpoint, fit
-from recdistill_pipeline.models import build_student
+from recdistill_pipeline.models import build_student, build_teacher
 from recdistill_pipeline.plan import make_plan
 from recdistill_pipeline.run import Run
 
@@ -271,7 +272,7 @@ def test_students_of_another_strategy_share_the_teachers_labels_and_another_teac
     run_of(tmp_path / "one", plain).all()
     run_of(tmp_path / "two", {**plain, "strategy": {"name": "single", "alpha": 3.0}}).all()
     assert len(ParquetLogitStore(tmp_path / "store").versions()) == 1
-    training = {**plain["teacher_training"], "lr": 0.5}
+    training = {**plain["teacher_training"], "lr": 0.006}
     run_of(tmp_path / "three", {**plain, "teacher_training": training}).teachers()
     assert len(ParquetLogitStore(tmp_path / "store").versions()) == 2
 
@@ -280,18 +281,23 @@ class Oracle:
     """Scores, and that is all."""
 
     def score(self, batch: Any) -> Any:
-        raise NotImplementedError
+        return Scores({"click": batch.item_id.float() / 100})
 
     def fingerprint(self) -> str:
         return "oracle"
 
 
-def test_a_teacher_that_cannot_be_trained_is_refused(feed_path: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_somebody_else_that_only_scores_is_asked(feed_path: Path, tmp_path: Path) -> None:
     registry = installed()
     empty = make_dataclass("Empty", [], frozen=True)
     component = Component("oracle", empty, lambda config, context: Oracle(), "scores alone", api_version=1)
     entry = replace(registry.get("teacher", "hstu"), component=component)
     registry = replace(registry, found=(*registry.found, entry))
-    plan = make_plan(config(feed_path, teacher={"name": "oracle"}), registry)
+    plan = make_plan(config(feed_path, teacher={"name": "oracle"}, students=["mlp"], seeds=[1]), registry)
     with pytest.raises(UsageError, match="teacher 'oracle' scores but cannot be trained"):
-        Run(plan, tmp_path, registry).all()
+        build_teacher(plan, ParquetSource(feed_path).schema, 1)
+    results = Run(plan, tmp_path, registry).all()
+    assert results["capture"] == "external"
+    assert results["teacher"]["auc"] is not None
+    manifest = json.loads((tmp_path / "seed-1/teacher/manifest.json").read_text())
+    assert manifest["description"]["labelled"] == {"rows": 3000, "known": 0, "added": 3000, "unscored": 0}

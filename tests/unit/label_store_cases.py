@@ -20,7 +20,11 @@ def open_writer(store: ParquetLogitStore, version: str = "v1", **changes: Any) -
 
 def put(writer: ParquetLabelWriter, ids: Any, logits: Any = None, step: int = 7, task: str = "click") -> None:
     example_id = torch.as_tensor(ids, dtype=torch.int64)
-    values = example_id.to(torch.float32) / 8 if logits is None else torch.as_tensor(logits, dtype=torch.float32)
+    values = (
+        example_id.remainder(256).to(torch.float32) / 8
+        if logits is None
+        else torch.as_tensor(logits, dtype=torch.float32)
+    )
     writer.append(example_id, {task: values}, step=step, scored_at=1_700_000_000_000 + step)
 
 

@@ -30,6 +30,8 @@ MODULES = (
     "recdistill_core.fingerprint",
     "recdistill_core.hookspecs",
     "recdistill_core.interfaces",
+    "recdistill_core.label_choice",
+    "recdistill_core.labels",
     "recdistill_core.objective",
     "recdistill_core.rawlog",
     "recdistill_core.registry",
@@ -37,10 +39,12 @@ MODULES = (
     "recdistill_core.selection",
     "recdistill_core.serving",
     "recdistill_core.testing",
+    "recdistill_external",
     "recdistill_lightning",
     "recdistill_parquet.dataset",
     "recdistill_parquet.dataset_writer",
     "recdistill_parquet.labels",
+    "recdistill_pipeline.label",
 )
 
 

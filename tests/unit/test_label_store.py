@@ -17,7 +17,9 @@ from label_store_cases import filled, open_writer, put, read, segments
 from recdistill_core.errors import LeakError
 from recdistill_core.interfaces import CaptureMode, LabelVersion
 from recdistill_parquet.labels import ParquetLogitStore
-from recdistill_parquet.labels_writer import IdSet
+from recdistill_parquet.labels_index import KeyIndex
+from recdistill_parquet.labels_keys import KeyTable, digest_rows
+from recdistill_parquet.labels_limits import Limits
 
 
 def test_round_trip_keeps_order_and_reports_missing(tmp_path: Path) -> None:
@@ -45,9 +47,7 @@ def test_read_of_no_rows_and_of_an_absent_store(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    values=st.dictionaries(
-        st.integers(-(2**63), 2**63 - 1), st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=60
-    ),
+    values=st.dictionaries(st.integers(-(2**63), 2**63 - 1), st.floats(-40, 40, width=32), max_size=60),
     wanted=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20),
     segment_rows=st.integers(1, 20),
     cuts=st.lists(st.integers(1, 15), min_size=1, max_size=10),
@@ -80,40 +80,119 @@ def test_any_ids_in_any_order_come_back_bit_for_bit(
     assert signal.valid["click"].tolist() == [key in values for key in ask]
 
 
+def _mix(number: int) -> int:
+    """A digest that is another one for every id."""
+    return (number * 2654435761) % 2**63
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sets(st.integers(-50, 50), max_size=12), max_size=20), st.lists(st.integers(-60, 60), max_size=30))
-def test_id_set_is_a_set(batches: list[set[int]], wanted: list[int]) -> None:
-    ids, model = IdSet(), set[int]()
+def test_key_table_is_a_dictionary(batches: list[set[int]], wanted: list[int]) -> None:
+    table, model = KeyTable(), dict[int, int]()
     for batch in batches:
-        ids.add(np.array(sorted(batch - model, reverse=True), np.int64))
-        model |= batch
-    assert len(ids) == len(model)
-    assert ids.known(np.array(wanted, np.int64)).tolist() == [key in model for key in wanted]
+        ids = np.array(sorted(batch - set(model), reverse=True), np.int64)
+        table.add(ids, np.array([_mix(key) for key in ids.tolist()], np.uint64))
+        model |= {key: _mix(key) for key in batch}
+    assert len(table) == len(model)
+    known, digests = table.find(np.array(wanted, np.int64))
+    assert known.tolist() == [key in model for key in wanted]
+    assert digests[known].tolist() == [model[key] for key in wanted if key in model]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 30), max_size=8), max_size=8), st.integers(1, 9))
-def test_a_second_label_is_refused_and_adds_nothing(
-    tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]], segment_rows: int
+_IDS = st.one_of(st.integers(-20, 20), st.integers(-(2**63), 2**63 - 1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sets(_IDS, max_size=30), max_size=12), st.lists(_IDS, max_size=40))
+def test_index_is_a_dictionary_and_names_doubles(batches: list[set[int]], wanted: list[int]) -> None:
+    index, model = KeyIndex(2), dict[int, int]()
+    for batch in batches:
+        fresh = sorted(batch - set(model))
+        rows = np.array([[key, _mix(key)] for key in fresh], np.int64).reshape(-1, 2)
+        assert index.add(rows).size == 0
+        model |= {key: _mix(key) for key in fresh}
+    assert len(index) == len(model)
+    asked = [*model, *wanted]
+    known, rows = index.find(np.array(asked, np.int64))
+    assert known.tolist() == [key in model for key in asked]
+    assert rows[known].tolist() == [[key, model[key]] for key in asked if key in model]
+    for twice in list(model)[:1]:
+        assert index.add(np.array([[twice, 0]], np.int64)).tolist() == [twice]
+
+
+def test_index_names_doubles_within_one_call() -> None:
+    assert KeyIndex(1).add(np.array([[3], [1], [3], [1], [2]], np.int64)).tolist() == [1, 3]
+
+
+def test_index_finds_ids_in_more_chunks_than_one_and_of_one_bucket() -> None:
+    ids = np.arange(50_000, dtype=np.int64) * 2**40  # a plain hash by low bits would put all of them into one bucket
+    index = KeyIndex(2)
+    index.add(np.stack([ids, ids // 7], axis=1))
+    known, rows = index.find(np.concatenate([ids[::-1], ids + 1]))
+    assert known.tolist() == [True] * ids.size + [False] * ids.size
+    assert np.array_equal(rows[: ids.size, 1], ids[::-1] // 7)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 5])
+def test_digests_tell_rows_apart(tasks: int) -> None:
+    values = np.random.default_rng(0).normal(size=(1000, tasks)).astype(np.float32)
+    names = [f"logit_{place}" for place in range(tasks)]
+    columns = {name: values[:, place].copy() for place, name in enumerate(names)}
+    first = digest_rows(columns, names)
+    assert np.unique(first).size == 1000
+    for name in names:
+        changed = {**columns, name: np.nextafter(columns[name], np.float32(99))}
+        assert not (digest_rows(changed, names) == first).any()
+    if tasks > 1:
+        assert not (digest_rows(columns, names[::-1]) == first).any()
+    zeros = {name: np.array([0.0, -0.0], np.float32) for name in names}
+    assert np.unique(digest_rows(zeros, names)).size == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=8), max_size=8), st.integers(1, 9))
+def test_each_label_is_written_once(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[int, bool]]], segment_rows: int
 ) -> None:
+    """A batch with another label than the first one is refused whole, and equal second labels are dropped."""
     store = ParquetLogitStore(tmp_path_factory.mktemp("store"), segment_rows)
-    model: set[int] = {99}
+    model, dropped = {99: 1.0}, 0
     with open_writer(store) as writer:
-        put(writer, [99])
+        put(writer, [99], [1.0])
         for batch in batches:
-            if len(set(batch)) < len(batch) or model & set(batch):
+            ids, logits = [key for key, _ in batch], [1.0 if same else 2.0 for _, same in batch]
+            after, conflict = dict(model), False
+            for key, logit in zip(ids, logits, strict=True):
+                conflict |= after.setdefault(key, logit) != logit
+            if conflict:
                 with pytest.raises(LeakError):
-                    put(writer, batch)
+                    put(writer, ids, logits)
             else:
-                put(writer, batch)
-                model |= set(batch)
-        assert writer.commit().count == len(model)
-    everything = np.arange(100)
-    assert np.flatnonzero(store.read("v1", everything).valid["click"].numpy()).tolist() == sorted(model)
+                put(writer, ids, logits)
+                dropped += len(ids) - (len(after) - len(model))
+                model = after
+            assert writer.counts == {"appended": len(model), "duplicates": dropped, "quarantined": 0}
+        made = writer.commit()
+    assert (made.count, made.duplicates) == (len(model), dropped)
+    signal = store.read("v1", np.arange(100))
+    assert np.flatnonzero(signal.valid["click"].numpy()).tolist() == sorted(model)
+    assert signal.logits["click"][sorted(model)].tolist() == [model[key] for key in sorted(model)]
 
 
-def test_snapshot_is_reproducible(tmp_path: Path) -> None:
-    assert filled(tmp_path / "a").snapshot_id() == filled(tmp_path / "b").snapshot_id()
+def test_a_million_second_deliveries_leave_one_label_each(tmp_path: Path) -> None:
+    store = filled(tmp_path, range(1000))
+    with open_writer(store) as writer:
+        for _ in range(5):
+            put(writer, np.tile(np.arange(1000), 200))
+        assert writer.commit().duplicates == 1_000_000
+    assert store.versions()[0].count == 1000
+    assert read(store, range(1001)) == ([key % 256 / 8 for key in range(1000)] + [0.0], [True] * 1000 + [False])
+
+
+def test_snapshot_names_what_was_committed(tmp_path: Path) -> None:
+    one, two = filled(tmp_path / "a"), filled(tmp_path / "b")
+    assert one.snapshot_id() == ParquetLogitStore(tmp_path / "a").snapshot_id()
+    assert one.snapshot_id() != two.snapshot_id()  # committed at another time: another commit
 
 
 def test_segments_are_checksummed_and_say_whose_they_are(tmp_path: Path) -> None:
@@ -168,11 +247,16 @@ def test_what_was_appended_may_change_afterwards(tmp_path: Path) -> None:
 
 
 def test_a_store_travels_to_worker_processes(tmp_path: Path) -> None:
-    store = filled(tmp_path, segment_rows=77)
+    store = filled(tmp_path, segment_rows=77, limits=Limits(max_drift=0.5))
     read(store, [1])
     copy = pickle.loads(pickle.dumps(store))
-    assert (copy.path, copy.segment_rows) == (tmp_path, 77)
+    assert (copy.path, copy.segment_rows, copy.limits) == (tmp_path, 77, Limits(max_drift=0.5))
     assert read(copy, [5])[1] == [True]
+    with open_writer(store) as writer:
+        put(writer, [6])
+        writer.commit()
+    pinned = pickle.loads(pickle.dumps(store.at(store.log()[0]["id"])))
+    assert read(pinned, [5, 6])[1] == [True, False]
 
 
 def test_a_store_that_was_made_anew_is_read_anew(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from label_store_cases import filled, open_writer, put, read, segments
@@ -18,7 +17,7 @@ from label_store_cases import filled, open_writer, put, read, segments
 from recdistill_core import files
 from recdistill_core.errors import DataError, IntegrityError, LeakError, RecdistillError, UsageError
 from recdistill_core.interfaces import CaptureMode, LabelVersion
-from recdistill_parquet import labels_writer
+from recdistill_parquet import labels_lock, labels_log, labels_segments
 from recdistill_parquet.labels import ParquetLogitStore
 from recdistill_parquet.labels_writer import ParquetLabelWriter
 
@@ -110,26 +109,52 @@ def test_two_writers_interleaved_are_merged(tmp_path: Path) -> None:
     assert one.commit().count == 6
     assert two.commit() == LabelVersion("v1", CaptureMode.PREQUENTIAL, ("click",), "view", 12, {"rank": 1, "seed": 1})
     assert read(store, range(12)) == ([key / 8 for key in range(12)], [True] * 12)
-    with pytest.raises(LeakError, match=r"example 2 already .* 1 committed before"):
-        put(one, [2]) if one.commit() else None
+    assert one.commit().count == 12
+    put(one, [2])  # what the other writer has committed is known by now, and equal
+    assert one.counts["duplicates"] == 1
+    with pytest.raises(LeakError, match=r"example 2 already has another label of version 'v1' \(1 of 1 examples do\)"):
+        put(one, [2], [7.0])
 
 
 def test_two_writers_of_one_example_the_later_commit_is_refused(tmp_path: Path) -> None:
     store = ParquetLogitStore(tmp_path)
     one, two = open_writer(store), open_writer(store)
     put(one, [1, 2, 3])
-    put(two, [4, 3, 2])
+    put(two, [4, 3, 2], [0.5, 9.0, 9.0], step=11)
     one.commit()
     before = store.snapshot_id()
     for _ in range(2):
-        with pytest.raises(
-            LeakError, match=r"example 2 already has a label of version 'v1' \(2 of 3 pending examples were committed"
-        ):
+        with pytest.raises(LeakError) as caught:
             two.commit()
+        assert str(caught.value) == (
+            "example 2 already has another label of version 'v1' (2 of 3 examples do)\n"
+            f"  where: {tmp_path}; the first: logit_click 9 at step 11, 2023-11-14T22:13:20.011+00:00, segment "
+            "v1-000001.parquet; the second: logit_click 0.25 at step 7, 2023-11-14T22:13:20.007+00:00, segment "
+            "v1-000000.parquet, committed by another writer; both prequential\n"
+            "  to do: score every example once, before the teacher trains on it; a teacher that makes a second pass "
+            "needs a version of its own"
+        )
     assert store.snapshot_id() == before
     two.close()
     assert len(segments(tmp_path)) == 1
     assert read(store, [1, 2, 3, 4])[1] == [True, True, True, False]
+
+
+def test_two_writers_of_equal_labels_the_later_ones_are_dropped(tmp_path: Path) -> None:
+    store = ParquetLogitStore(tmp_path, segment_rows=2)
+    one, two = open_writer(store), open_writer(store)
+    put(one, [1, 2, 3])
+    put(two, [4, 3, 2, 5, 6])
+    one.commit()
+    made = two.commit()
+    assert (made.count, made.duplicates) == (6, 2)
+    assert read(store, range(8)) == ([0.0, *(key / 8 for key in range(1, 7)), 0.0], [False, *[True] * 6, False])
+    again = open_writer(store)
+    put(again, range(1, 7))
+    made = again.commit()
+    assert (made.count, made.duplicates) == (6, 8)
+    listed = {segment.file for entry in store._state().entries for segment in entry.segments}
+    assert {path.name for path in segments(tmp_path)} == listed
 
 
 def test_two_writers_of_two_versions(tmp_path: Path) -> None:
@@ -168,7 +193,7 @@ def test_a_commit_that_fails_can_be_tried_again(tmp_path: Path, monkeypatch: pyt
     writer = open_writer(store)
     put(writer, [2])
     with monkeypatch.context() as patch:
-        patch.setattr(labels_writer, "save_manifest", no_space)
+        patch.setattr(labels_log, "write_head", no_space)
         with pytest.raises(OSError, match="No space"):
             writer.commit()
     assert store.snapshot_id() == before
@@ -177,13 +202,13 @@ def test_a_commit_that_fails_can_be_tried_again(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_failed_spill_leaves_no_torn_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def torn(_: Any, stream: Any, **__: Any) -> None:
-        stream.write(b"PAR1 half")
+    def torn(handle: int, content: bytes, write: Callable[[int, bytes], int] = os.write) -> int:
+        write(handle, content[:9])
         raise OSError(28, "No space left on device")
 
     writer = open_writer(ParquetLogitStore(tmp_path, segment_rows=2))
     with monkeypatch.context() as patch:
-        patch.setattr(pq, "write_table", torn)
+        patch.setattr(labels_segments.os, "write", torn)
         with pytest.raises(OSError, match="No space"):
             put(writer, [1, 2, 3])
     assert segments(tmp_path) == []
@@ -205,15 +230,27 @@ def test_abort_spares_segments_that_a_failing_commit_made_visible(
             patch.setattr(files, "sync", late)
             with pytest.raises(OSError, match="Input/output"):
                 writer.commit()
-        getattr(writer, end)()
+        made = getattr(writer, end)()
         assert read(store, [1], end)[1] == [True]
+        if end == "commit":
+            assert (made.count, made.duplicates) == (1, 0)
+            put(writer, [1, 2])
+            made = writer.commit()
+            assert (made.count, made.duplicates) == (2, 1)
 
 
 def test_a_held_lock_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path)
-    monkeypatch.setattr(labels_writer, "LOCK_TIMEOUT", 0.05)
-    with FileLock(tmp_path / "manifest.lock"), pytest.raises(IntegrityError, match="has held the label store's lock"):
-        open_writer(store)
+    monkeypatch.setattr(labels_lock, "LOCK_TIMEOUT", 0.05)
+    (tmp_path / "store.owner").write_text('{"owner": "77@there", "since": 1700000000000}')
+    writer = open_writer(store)
+    put(writer, [77])
+    with FileLock(tmp_path / "store.lock"), pytest.raises(IntegrityError) as caught:
+        writer.commit()
+    assert "another process has held the label store's lock for 0 s: 77@there since 2023-11-14T22:13:20Z" in str(
+        caught.value
+    )
+    assert writer.commit().count == 4
 
 
 def _capture(path: Path, version: str, start: int, commits: int, outcome: Any) -> None:
@@ -249,7 +286,7 @@ def test_two_processes_commit_at_once(tmp_path: Path) -> None:
 def test_of_many_racing_writers_of_one_example_one_wins(tmp_path: Path) -> None:
     writers = [open_writer(ParquetLogitStore(tmp_path)) for _ in range(6)]
     for number, writer in enumerate(writers):
-        put(writer, [1, 10 + number])
+        put(writer, [1, 10 + number], [float(number), 0.0])
     outcomes: list[str] = []
 
     def commit(writer: ParquetLabelWriter) -> None:
@@ -290,6 +327,13 @@ def test_a_commit_is_durable_in_the_right_order(tmp_path: Path, monkeypatch: pyt
     assert done == [
         "sync v1-000000.parquet",
         "sync segments",
+        "sync store.owner.tmp",
+        "rename store.owner.tmp store.owner",
+        "sync s",
+        "sync s",  # the folder of the log is new
+        "sync 000000000001.json.tmp",
+        "rename 000000000001.json.tmp 000000000001.json",
+        "sync log",
         "sync manifest.json.tmp",
         "rename manifest.json.tmp manifest.json",
         "sync s",

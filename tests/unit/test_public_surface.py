@@ -31,7 +31,7 @@ def test_no_address_of_an_object_is_frozen() -> None:
         "recdistill_core.Student is recdistill_core.interfaces.Student",
         "recdistill_core.interfaces.Student.backbone(self, batch: 'Batch') -> 'Tensor'",
         "recdistill_core.schema.Categorical.side: str = 'context'",
-        "recdistill_core.interfaces.CaptureMode.LEAKY = 'leaky'",
+        "recdistill_core.labels.CaptureMode.LEAKY = 'leaky'",
         "classmethod recdistill_core.schema.Schema.from_dict(cls, plain: 'Mapping[str, Any]') -> 'Schema'",
         "recdistill_core.interfaces.Student.width: int",
         "recdistill_core.component.BuildContext.require_schema(self) -> 'Schema'",

@@ -1,0 +1,179 @@
+"""What a logit store holds and how students choose from it: capture modes, versions, writers, policies.
+
+A label is a teacher's raw logit of one (example, task), captured once, under the version of the teacher that gave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from recdistill_core.batch import TeacherSignal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class CaptureMode(StrEnum):
+    """How a label came to be; ``LEAKY`` marks labels from a model that had trained on the example."""
+
+    PREQUENTIAL = "prequential"
+    OUT_OF_FOLD = "out_of_fold"
+    EXTERNAL = "external"
+    LEAKY = "leaky"
+
+
+@dataclass(frozen=True)
+class LabelVersion:
+    """One teacher version in a store.
+
+    Attributes:
+        version: teacher fingerprint, the key of its labels.
+        mode: how the labels were captured.
+        tasks: tasks that have logits.
+        view: hash of the feature view the teacher saw.
+        count: number of committed examples, those with revoked labels included.
+        facts: whatever the writer noted (dataset snapshot, seed, ...). ``trained_until`` (ms since the epoch, UTC) is
+            the newest event that the teacher had seen.
+        duplicates: labels that were delivered again, equal to the first, and dropped.
+        quarantined: implausible values that were set aside.
+        revoked: why labels are invisible; empty where none is.
+        revoked_since: labels scored at this time or later (ms since the epoch, UTC) are revoked; None: all.
+    """
+
+    version: str
+    mode: CaptureMode
+    tasks: tuple[str, ...]
+    view: str
+    count: int
+    facts: Mapping[str, Any]
+    duplicates: int = 0
+    quarantined: int = 0
+    revoked: str = ""
+    revoked_since: int | None = None
+
+
+class LabelWriter(Protocol):
+    """Collects labels of one version; nothing is visible before :meth:`commit`."""
+
+    def append(self, example_id: Tensor, logits: Mapping[str, Tensor], *, step: int, scored_at: int) -> None:
+        """Add raw logits ``{task: [N]}`` of ``example_id [N]``, computed at training ``step``.
+
+        A label that is there already, committed or pending, is dropped where the second one is equal.
+
+        Raises:
+            LeakError: if an example already has another label of this version.
+        """
+
+    def commit(self) -> LabelVersion:
+        """Make everything appended visible at once, durably."""
+
+    def abort(self) -> None:
+        """Forget everything appended."""
+
+
+class LogitStore(Protocol):
+    """One raw logit per (example, task, teacher version)."""
+
+    def writer(
+        self, version: str, *, tasks: Sequence[str], mode: CaptureMode, view: str, facts: Mapping[str, Any]
+    ) -> LabelWriter:
+        """A writer for one version."""
+
+    def versions(self) -> tuple[LabelVersion, ...]:
+        """Committed versions, oldest first."""
+
+    def read(self, version: str, example_id: NDArray[np.int64]) -> TeacherSignal:
+        """Labels of ``example_id [M]`` in that order; ``valid`` is False where the store has none.
+
+        Raises:
+            DataError: if the store has no such version.
+            IntegrityError: if a segment is missing or damaged.
+        """
+
+    def snapshot_id(self) -> str:
+        """Digest of what is committed now."""
+
+
+class LabelPolicy(StrEnum):
+    """Which of several versions labels a row."""
+
+    EXACT = "exact"
+    ANY_OF = "any_of"
+    LATEST_BEFORE_EVENT = "latest_before_event"
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """The teacher versions that a student may learn from, and which of them labels a row.
+
+    Attributes:
+        versions: the allowed ones.
+        policy: ``exact``: the only one there is. ``any_of``: the first in this order that has a visible label.
+            ``latest_before_event``: of those whose ``facts["trained_until"]`` is not after the row's event, the one
+            with the latest ``trained_until`` that has a visible label.
+    """
+
+    versions: tuple[str, ...]
+    policy: LabelPolicy = LabelPolicy.EXACT
+
+    def __post_init__(self) -> None:
+        if not self.versions or len(set(self.versions)) != len(self.versions):
+            raise ValueError(f"versions must be distinct, at least one, got {list(self.versions)}")
+        if self.policy == LabelPolicy.EXACT and len(self.versions) != 1:
+            raise ValueError(f"the policy 'exact' takes one version, got {list(self.versions)}")
+
+
+@dataclass(frozen=True)
+class AlignedLabels:
+    """Labels by row of a dataset.
+
+    Attributes:
+        signal: ``[N]`` per task.
+        origin: ``[N]`` int16: place in ``choice.versions`` of the version that labels the row; -1 for none.
+        choice: what was asked for.
+        snapshot: id of the store's commit that was read.
+    """
+
+    signal: TeacherSignal
+    origin: Tensor
+    choice: LabelChoice
+    snapshot: str
+
+    def coverage(self, rows: tuple[int, int] | None = None) -> dict[str, dict[str, float]]:
+        """``{task: {version: share of the rows that it labels}}``.
+
+        Args:
+            rows: row positions ``[first, last + 1)``; None: all.
+        """
+        part = slice(*(rows or (0, None)))
+        origin = self.origin[part]
+        shares: dict[str, dict[str, float]] = {}
+        for task, valid in self.signal.valid.items():
+            seen = valid[part]
+            shares[task] = {
+                version: float(((origin == place) & seen).float().mean()) if len(seen) else 0.0
+                for place, version in enumerate(self.choice.versions)
+            }
+        return shares
+
+
+@runtime_checkable
+class AlignedStore(Protocol):
+    """A logit store that keeps labels by row of a dataset, so that an epoch reads them by position."""
+
+    def aligned(
+        self, choice: LabelChoice, *, dataset: str, example_id: NDArray[np.int64], event_time: NDArray[np.int64]
+    ) -> AlignedLabels:
+        """Labels of all rows of a dataset, read from one snapshot.
+
+        Args:
+            choice: versions and policy.
+            dataset: the dataset's snapshot id.
+            example_id, event_time: ``[N]`` of its rows; times in ms since the epoch, UTC.
+        """
