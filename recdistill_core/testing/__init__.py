@@ -11,8 +11,9 @@ A plugin's test file::
 gives one test per (component, check). Without pytest: ``recdistill plugins check NAME``, or :func:`checks_for`.
 """
 
-# the checks register themselves; those for every kind come first
+# the checks register themselves; those for every kind come first, then what would be taken for another fault later
 from recdistill_core.testing import common as common  # isort: skip
+from recdistill_core.testing import arguments as arguments  # isort: skip
 from recdistill_core.testing import columns as columns
 from recdistill_core.testing import debiaser as debiaser
 from recdistill_core.testing import debiaser_bias as debiaser_bias
@@ -22,6 +23,7 @@ from recdistill_core.testing import importer as importer
 from recdistill_core.testing import leaks as leaks
 from recdistill_core.testing import loss as loss
 from recdistill_core.testing import loss_gradient as loss_gradient
+from recdistill_core.testing import loss_target as loss_target
 from recdistill_core.testing import metric as metric
 from recdistill_core.testing import rows as rows
 from recdistill_core.testing import served as served
@@ -41,10 +43,9 @@ from recdistill_core.testing.cases import (
     NotApplicable,
     Outcome,
     checks_for,
-    conformance,
-    entries_of,
     run_check,
 )
+from recdistill_core.testing.collect import conformance, entries_of
 from recdistill_core.testing.samples import TASK, sample_batch, sample_schema, windowed
 
 __all__ = [

@@ -1,9 +1,9 @@
-"""Checks, what they are run on, and how pytest gets to see them."""
+"""Checks, and what they are run on."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ from recdistill_core.batch import Batch
 from recdistill_core.component import BuildContext
 from recdistill_core.config import Resolved, fill_or_raise
 from recdistill_core.errors import PluginError, suggest
-from recdistill_core.registry import Registered, Registry, installed
+from recdistill_core.registry import Registered
 from recdistill_core.schema import Schema
 from recdistill_core.testing.samples import sample_batch, sample_schema, windowed
 
@@ -188,64 +188,3 @@ def run_check(entry: Registered, check: Check) -> Outcome:
     if reason:
         return Outcome(check, "failed", f"was expected to fail ({reason}) and passed: take it out of expected_failures")
     return Outcome(check, "passed")
-
-
-def conformance(distribution: str = "", registry: Registry | None = None) -> Callable[[Any], Any]:
-    """Parametrise ``test(check)`` over every (component, check) of a distribution, of all where it is empty.
-
-    Raises:
-        PluginError: if the distribution registers no component, with the reason of its failed plugins.
-    """
-    import pytest  # what runs plugins' tests; recdistill itself does not need it
-
-    def mark(entry: Registered, check: Check) -> Any:
-        reason = entry.component.expected_failures.get(check.name)
-        return [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-
-    def test_of(entry: Registered, check: Check) -> Callable[[], None]:
-        def run() -> None:
-            with tempfile.TemporaryDirectory(prefix="recdistill-") as folder:
-                try:
-                    check.run(Case(entry, Path(folder)))
-                except NotApplicable as why:
-                    pytest.skip(str(why))
-
-        return run
-
-    entries = entries_of(distribution, registry or installed())
-    return pytest.mark.parametrize(
-        "check",
-        [
-            pytest.param(
-                test_of(entry, check),
-                marks=mark(entry, check),
-                id=f"{entry.kind}-{entry.component.name}-{check.name}",
-            )
-            for entry in entries
-            for check in checks_for(entry)
-        ],
-    )
-
-
-def entries_of(distribution: str, registry: Registry) -> list[Registered]:
-    """The components of a distribution, whose name is compared as pip does; of all where it is empty."""
-    if not distribution:
-        return list(registry.found)
-    found = [entry for entry in registry.found if _same(entry.plugin.distribution, distribution)]
-    if not found:
-        mine = [record for record in registry.plugins if _same(record.distribution, distribution)]
-        raise PluginError(
-            f"distribution {distribution!r} registers no component",
-            where="; ".join(f"plugin {record.label}: {record.reason or 'offers none'}" for record in mine)
-            or f"installed: {', '.join(_distributions(registry))}",
-            fix="mend the plugin, or install it (pip install -e .) and look at 'recdistill plugins list'",
-        )
-    return found
-
-
-def _distributions(registry: Registry) -> Iterable[str]:
-    return dict.fromkeys(record.distribution for record in registry.plugins)
-
-
-def _same(one: str, other: str) -> bool:
-    return one.lower().replace("_", "-").replace(".", "-") == other.lower().replace("_", "-").replace(".", "-")

@@ -18,6 +18,7 @@ from recdistill_core.config import Resolved, fill_or_raise, to_yaml
 from recdistill_core.errors import ConfigError
 from recdistill_core.testing.cases import EXERCISES, Case, check
 from recdistill_core.testing.compare import differences, leaves, snapshot
+from recdistill_core.testing.devices import cpu_bound
 
 #: Kinds that are handed batches, or columns of them.
 BATCH_KINDS = ("teacher", "student", "loss", "debiaser", "strategy", "metric")
@@ -102,7 +103,7 @@ def the_batch_is_never_changed(case: Case) -> None:
 
 @check(*BATCH_KINDS)
 def data_stays_on_its_device(case: Case) -> None:
-    """Answers, parameters and buffers stay on the device of the batch."""
+    """Answers, parameters and buffers stay on the device of the batch; no tensor is made on the CPU for good."""
     made = case.build()
     answers = leaves(EXERCISES[case.entry.kind](case, made))
     strays = {path: str(value.device) for path, value in answers.items() if _elsewhere(value, "cpu")}
@@ -110,6 +111,8 @@ def data_stays_on_its_device(case: Case) -> None:
     if isinstance(made, nn.Module):
         moved = {path: str(value.device) for path, value in snapshot_state(made).items() if _elsewhere(value, "cpu")}
         case.require(not moved, f"moves its own parameters or buffers to another device: {moved}")
+    fault = cpu_bound(case.again("traced"))
+    case.require(not fault, fault)
 
 
 @check()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recdistill_core.batch import Batch
 from recdistill_core.interfaces import Debiaser
+from recdistill_core.testing import answers
 from recdistill_core.testing.cases import Case, NotApplicable, check, exercise
 from recdistill_core.testing.compare import differences, largest_gap
 from recdistill_core.testing.samples import TASK, sample_batch, sample_schema
@@ -26,7 +27,7 @@ def run_debiaser(case: Case, made: Any) -> Mapping[str, Any]:
     """Fit on two batches, then weights, corrections and training logits of another."""
     made.fit([case.batch(), case.batch(seed=1)], TASK)
     batch = case.batch(seed=2)
-    logit = torch.linspace(-2, 0.5, len(batch))
+    logit = torch.linspace(-2, 0.5, len(batch), device=batch.event_time.device)
     return {
         "weight": made.weight(batch, TASK),
         "correct": made.correct(logit, batch, TASK),
@@ -55,7 +56,7 @@ def weights_are_finite_and_not_negative(case: Case) -> None:
     for count in (24, 1):
         batch = sample_batch(case.schema, rows=count, seed=2)
         rare = torch.where(torch.arange(count) % 5 == 0, 1e-6, torch.ones(count))
-        weight = made.weight(replace(batch, propensity=rare), TASK).detach()
+        weight = answers.tensor(case, made.weight(replace(batch, propensity=rare), TASK), "weight").detach()
         case.require(
             weight.shape == (count,),
             f"gives weights of shape {list(weight.shape)} for {count} rows; return one per row, shape [{count}]",
@@ -75,7 +76,8 @@ def corrected_logits_are_finite(case: Case) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             for method in ON_LOGITS:
                 logit = torch.linspace(-30, 30, count).to(dtype)
-                found = on_logit(made, method, logit, batch).detach()
+                with answers.in_torch(case, method):
+                    found = answers.tensor(case, on_logit(made, method, logit, batch), method).detach()
                 case.require(
                     found.shape == (count,),
                     f"answers {method} with shape {list(found.shape)} for {count} rows; return shape [{count}]",
@@ -97,7 +99,8 @@ def corrections_keep_type_and_gradient(case: Case) -> None:
     for dtype in (torch.float32, torch.float64):
         for method in ON_LOGITS:
             logit = torch.linspace(-3, 0.5, len(batch), dtype=dtype).requires_grad_()
-            found = on_logit(made, method, logit, batch)
+            with answers.in_torch(case, method):
+                found = on_logit(made, method, logit, batch)
             case.require(
                 found.dtype == dtype,
                 f"answers {method} in {str(found.dtype).removeprefix('torch.')} to logits in "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recdistill_core.batch import Batch
+from recdistill_core.testing import answers
 from recdistill_core.testing.cases import Case, check, exercise
 from recdistill_core.testing.compare import largest_gap
 from recdistill_core.testing.samples import sample_batch
@@ -46,11 +47,13 @@ def values_of(case: Case, rows: Rows) -> Tensor:
     """``[N]`` losses of a new object, so that one that keeps statistics of what it has seen answers anew."""
     made = case.build()
     torch.manual_seed(1)
-    return per_row(case, made(rows.student, rows.teacher, rows.batch, rows.weight), rows)
+    with answers.in_torch(case, "forward"):
+        return per_row(case, made(rows.student, rows.teacher, rows.batch, rows.weight), rows)
 
 
-def per_row(case: Case, values: Tensor, rows: Rows) -> Tensor:
-    """``values``, once they are ``[N]`` and on the CPU; without that no other fault could be told."""
+def per_row(case: Case, answer: Any, rows: Rows) -> Tensor:
+    """``answer``, once it is a tensor ``[N]`` on the CPU; without that no other fault could be told."""
+    values = answers.tensor(case, answer, "forward")
     count, shape = len(rows.weight), list(values.shape)
     what = f"returns shape {shape} for {count} row{'s' if count > 1 else ''}"
     case.require(bool(shape), f"reduces by itself: {what}; return one value per row and leave the mean to recdistill")
@@ -58,6 +61,11 @@ def per_row(case: Case, values: Tensor, rows: Rows) -> Tensor:
     device = values.device.type
     case.require(device == "cpu", f"answers on the device {device} to rows on the cpu; leave tensors where they are")
     return values
+
+
+def slope(case: Case, values: Tensor, rows: Rows) -> Tensor:
+    """``[N]`` gradient of the sum of ``values`` for the student's logits."""
+    return answers.gradient(case, values, rows.student, "the student's logit")
 
 
 def gap(found: Tensor, wanted: Tensor) -> float:
@@ -70,26 +78,35 @@ def gap(found: Tensor, wanted: Tensor) -> float:
 def run_loss(case: Case, made: Any) -> Mapping[str, Any]:
     """Per-row losses of spread logits."""
     batch = case.batch()
-    student, teacher = torch.linspace(2, -2, len(batch)), torch.linspace(-1, 3, len(batch))
-    return {"loss": made(student, teacher, batch, torch.ones(len(batch)))}
+    device = batch.event_time.device
+    student, teacher = (torch.linspace(*ends, len(batch), device=device) for ends in ((2, -2), (-1, 3)))
+    return {"loss": made(student, teacher, batch, torch.ones_like(student))}
 
 
 @check("loss")
 def it_gives_one_loss_per_row(case: Case) -> None:
-    """Losses have the shape [N], also for one row; recdistill reduces, the loss does not."""
+    """Losses are a tensor [N] with a gradient, also for one row; recdistill reduces, the loss does not."""
     for count in (ROWS, 1):
-        values_of(case, sample_rows(case, count))
+        rows = sample_rows(case, count)
+        values_of(case, rows)
+        slope(case, values_of(case, replace(rows, student=rows.student.requires_grad_())), rows)
 
 
 @check("loss")
 def a_row_of_weight_zero_is_absent(case: Case) -> None:
     """A row of weight 0 gives exactly 0 and no gradient, and what its logits are moves no other row's loss."""
     rows = sample_rows(case)
-    out = torch.arange(ROWS) % 4 == 1
+    out = (torch.arange(ROWS) % 4 == 1) | (rows.batch.request_id == 3)  # one row of each request, and all of one
     rows = replace(rows, weight=torch.where(out, 0.0, rows.weight), student=rows.student.requires_grad_())
     values = values_of(case, rows)
+    gradient = slope(case, values, rows)
+    for what, found in (("a loss", values), ("a gradient", gradient)):
+        case.require(
+            not bool(found.isnan().any()),
+            f"gives {what} of NaN where some rows have weight 0; mask before the softmax or power, not only after, "
+            "for 0 * nan is nan; and a softmax over no rows is NaN itself",
+        )
     case.require(bool((values[out] == 0).all()), "gives a row of weight 0 a loss other than 0; multiply by the weight")
-    (gradient,) = torch.autograd.grad(values.sum(), rows.student)
     case.require(
         bool((gradient[out] == 0).all()),
         "sends gradient to the logit of a row of weight 0; leave such rows out of sums and of softmaxes over a request",
@@ -123,24 +140,33 @@ def it_is_linear_in_the_weights(case: Case) -> None:
 
 @check("loss")
 def it_is_finite_at_extreme_logits(case: Case) -> None:
-    """Values and gradients are finite for logits of +-10,000 on either side, in float32 and in bfloat16."""
+    """Values and gradients are finite for logits of +-10,000 and for equal ones, in float32 and in bfloat16."""
+    equal = torch.tensor([-2.0, -0.5, 0.0, 0.75, 3.0]).repeat(2, 1).T
     ends = torch.tensor([-1e4, 0.0, 1e4])
-    pairs = torch.cartesian_prod(ends, ends).repeat(6, 1)[:ROWS]
-    for dtype in (torch.float32, torch.bfloat16):
-        student, teacher = pairs.to(dtype).unbind(1)
-        weight = torch.ones(ROWS)
-        rows = replace(sample_rows(case), student=student.clone().requires_grad_(), teacher=teacher, weight=weight)
-        values = values_of(case, rows)
-        (gradient,) = torch.autograd.grad(values.sum(), rows.student)
-        for what, found in (("loss", values.detach()), ("gradient", gradient)):
-            wrong = ~torch.isfinite(found)
-            at = int(wrong.int().argmax())
-            case.require(
-                not bool(wrong.any()),
-                f"gives a {what} of {float(found[at])} at student logit {float(student[at]):g}, teacher logit "
-                f"{float(teacher[at]):g} in {str(dtype).removeprefix('torch.')}; use the stable forms of "
-                "torch.nn.functional (logsigmoid, softplus, binary_cross_entropy_with_logits), not log(sigmoid(x))",
-            )
+    for pairs, advice in ((equal, SLOPE), (torch.cartesian_prod(ends, ends), OVERFLOW)):
+        for dtype in (torch.float32, torch.bfloat16):
+            student, teacher = pairs.repeat(ROWS, 1)[:ROWS].to(dtype).unbind(1)
+            rows = replace(sample_rows(case), student=student.clone().requires_grad_(), teacher=teacher)
+            rows = replace(rows, weight=torch.ones(ROWS))
+            values = values_of(case, rows)
+            for what, found in (("loss", values.detach()), ("gradient", slope(case, values, rows))):
+                wrong = ~torch.isfinite(found)
+                at = int(wrong.int().argmax())
+                case.require(
+                    not bool(wrong.any()),
+                    f"gives a {what} of {float(found[at])} at student logit {float(student[at]):g}, teacher logit "
+                    f"{float(teacher[at]):g} in {str(dtype).removeprefix('torch.')}; {advice}",
+                )
+
+
+SLOPE = (
+    "the logits are equal and moderate there, so look for a slope that is infinite at a difference of 0 (a root or a "
+    "power below 1, as in |gap|**gamma) and for 0 / 0: add a small number inside the power, or bound the gap from below"
+)
+OVERFLOW = (
+    "use the stable forms of torch.nn.functional (logsigmoid, softplus, binary_cross_entropy_with_logits), not "
+    "log(sigmoid(x)), and mask what overflows before it is computed"
+)
 
 
 @check("loss")

@@ -33,7 +33,8 @@ class Log:
 
     def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
         """New arrays of the types that ``prepare`` is given."""
-        return self.logit.double().clone().numpy(), self.label.double().clone().numpy(), self.user.clone().numpy()
+        logit, label, user = (column.clone().cpu() for column in (self.logit.double(), self.label.double(), self.user))
+        return logit.numpy(), label.numpy(), user.numpy()
 
     def at(self, rows: Tensor) -> Log:
         """The rows ``rows [M]``."""

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recdistill_core.batch import Batch
-from recdistill_core.interfaces import DistillationLoss, HeadStrategy
+from recdistill_core.interfaces import DistillationLoss, HeadStrategy, LossParts
 from recdistill_core.objective import Objective
+from recdistill_core.testing import answers
 from recdistill_core.testing.cases import Case, NotApplicable, check, exercise
 from recdistill_core.testing.models import ROUNDING, moved
 from recdistill_core.testing.samples import TASK
@@ -46,24 +47,45 @@ class Parts:
 
 
 class Heads(dict[str, Tensor]):
-    """Logits by head; asking for one that the strategy did not announce is a fault."""
+    """Logits by head, with gradient; asking for one that the strategy did not announce is a fault."""
 
     def __init__(self, case: Case, made: HeadStrategy, shift: float | Tensor = 0.0) -> None:
         names = ("main", *made.auxiliary)
-        super().__init__(
-            {name: (torch.linspace(-2, 2, ROWS).roll(7 * i) + shift).requires_grad_() for i, name in enumerate(names)}
-        )
+        logit = torch.linspace(-2, 2, ROWS, device=case.batch().event_time.device)
+        super().__init__({name: (logit.roll(7 * i) + shift).requires_grad_() for i, name in enumerate(names)})
         self.case = case
+
+    def plain(self) -> Heads:
+        """These heads without gradient, so that a strategy may write to them and be found out by what it changed."""
+        for name, logit in self.items():
+            self[name] = logit.detach()
+        return self
 
     def __missing__(self, name: str) -> Tensor:
         """Raise ConformanceError."""
         self.case.fail(f"reads the head {name!r}, and there are {', '.join(self)}; name every tower in auxiliary")
 
 
+class Recorder(HeadStrategy):
+    """Asks another strategy for its terms and keeps what it answers, whatever that is."""
+
+    def __init__(self, asked: HeadStrategy) -> None:
+        super().__init__()
+        self.asked, self.auxiliary = asked, asked.auxiliary
+        self.answer: Any = None
+
+    def terms(self, heads: Mapping[str, Tensor], parts: LossParts) -> dict[str, Tensor]:
+        """No term."""
+        self.answer = self.asked.terms(heads, parts)
+        return {}
+
+
 @exercise("strategy")
 def run_strategy(case: Case, made: Any) -> Mapping[str, Any]:
     """The terms of one task, by way of Objective, with a squared distance as the distillation loss."""
-    return Objective(TASK, made, Squares()).terms(Heads(case, made), case.batch(made))
+    recorder = Recorder(made)
+    Objective(TASK, recorder, Squares()).terms(Heads(case, made).plain(), case.batch(made))
+    return {"terms": recorder.answer}
 
 
 @check("strategy")
@@ -83,8 +105,7 @@ def auxiliary_names_are_distinct(case: Case) -> None:
 @check("strategy")
 def only_its_own_heads_are_read(case: Case) -> None:
     """``terms`` reads the heads ``main`` and those in ``auxiliary``, and no other."""
-    made = case.build()
-    made.terms(Heads(case, made), unit_parts())
+    terms_of(case, unit_parts())
 
 
 @check("strategy")
@@ -163,7 +184,8 @@ def unit_parts() -> Parts:
 def terms_of(case: Case, parts: Parts) -> dict[str, Tensor]:
     """Terms of a new build, so that no count of calls matters."""
     made = case.build()
-    terms: dict[str, Tensor] = made.terms(Heads(case, made), parts)
+    with answers.in_torch(case, "terms"):
+        terms: dict[str, Tensor] = made.terms(Heads(case, made), parts)
     return terms
 
 

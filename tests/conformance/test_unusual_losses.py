@@ -19,23 +19,22 @@ from recdistill_core.testing import checks_for, run_check
 def groups(batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Number of each row's request ``[N]`` and ``[G, N]``, true where a row with a label is in the request."""
     request = torch.unique(batch.request_id, return_inverse=True)[1]
-    inside = (request == torch.arange(int(request.max()) + 1)[:, None]) & (weight > 0)
+    inside = (request == torch.arange(int(request.max()) + 1, device=request.device)[:, None]) & (weight > 0)
     return request, inside
 
 
-class ListNet(DistillationLoss):
-    """Cross-entropy of the softmaxes over a request, each row carrying its own share."""
+class GeneralisedKL(DistillationLoss):
+    """``w (p (log p - log q) - p + q)`` with softmaxes ``p, q`` over a request; a row's is 0 at ``q = p``."""
 
     def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
         request, inside = groups(batch, weight)
-        logs = [
-            torch.where(inside, side, -1e9).log_softmax(1)[request, torch.arange(len(side))]
-            for side in (student_logit, teacher_logit.detach())
-        ]
-        return torch.where(weight > 0, -weight * logs[1].exp() * logs[0], 0 * student_logit)
+        sides = [torch.where(inside, side, -1e9) for side in (student_logit, teacher_logit.detach())]
+        student, teacher = (side.log_softmax(1)[request, torch.arange(len(side[0]))] for side in sides)
+        distance = teacher.exp() * (teacher - student) - teacher.exp() + student.exp()
+        return torch.where(weight > 0, weight * distance, 0 * student_logit)
 
 
-class TopOne(ListNet):
+class TopOne(DistillationLoss):
     """Only the row that the teacher likes best in its request has a loss."""
 
     def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
@@ -63,7 +62,7 @@ class SelfNormalised(DistillationLoss):
 
     def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
         request = torch.unique(batch.request_id, return_inverse=True)[1]
-        total = torch.zeros(int(request.max()) + 1, dtype=weight.dtype).index_add(0, request, weight)[request]
+        total = weight.new_zeros(int(request.max()) + 1).index_add(0, request, weight)[request]
         share = torch.where(total > 0, weight / torch.where(total > 0, total, 1.0), 0.0)
         return share * (student_logit - teacher_logit.detach()).square()
 
@@ -109,7 +108,7 @@ class Gaussian(DistillationLoss):
 
 
 NEEDS: dict[type[DistillationLoss], frozenset[str]] = dict.fromkeys(
-    (ListNet, TopOne, Pairwise, SelfNormalised), frozenset({"request_groups"})
+    (GeneralisedKL, TopOne, Pairwise, SelfNormalised), frozenset({"request_groups"})
 )
 
 

@@ -27,7 +27,8 @@ class BlackBox:
         self.tasks = context.tasks
 
     def score(self, batch: Batch) -> Scores:
-        logit = torch.tensor([self.scores[key] for key in batch.example_id.tolist()])
+        found = [self.scores[key] for key in batch.example_id.tolist()]
+        logit = torch.tensor(found, device=batch.event_time.device)
         return Scores(dict.fromkeys(self.tasks, logit))
 
     def fingerprint(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from wrong import wrong
@@ -59,6 +60,34 @@ class Moving(Loss):
 
     def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
         return super().forward(student_logit, teacher_logit, batch, weight).to("meta")
+
+
+class Forgets(Loss):
+    """Adds zeros that are on the CPU."""
+
+    def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
+        return super().forward(student_logit, teacher_logit, batch, weight) + torch.zeros(len(batch))
+
+
+class OnTheCPU(Debiaser):
+    """Takes positions to the CPU, where the logit is not."""
+
+    def correct(self, logit: Tensor, batch: Batch, task: str) -> Tensor:
+        return logit + batch.position.cpu() if batch.position is not None else logit
+
+
+class FromNumpy(Debiaser):
+    """Weights that numpy made."""
+
+    def weight(self, batch: Batch, task: str) -> Tensor:
+        return torch.from_numpy(np.full(len(batch), 0.5)).to(torch.float32)
+
+
+class ThroughNumpy(Debiaser):
+    """Weights that numpy computed from a tensor wherever that is."""
+
+    def weight(self, batch: Batch, task: str) -> Tensor:
+        return torch.from_numpy(np.exp(-(batch.numeric.numpy()[:, 0] ** 2))).to(batch.numeric)
 
 
 @dataclass(frozen=True)
@@ -129,6 +158,30 @@ WRONG = [
         "changes the batch that it is given: numeric",
     ),
     wrong("data_stays_on_its_device", "loss", lambda config, context: Moving(), "answers on another device"),
+    wrong(
+        "data_stays_on_its_device",
+        "loss",
+        lambda config, context: Forgets(),
+        "combines the batch's tensors with one on the CPU, from torch.zeros, in add; on a GPU",
+    ),
+    wrong(
+        "data_stays_on_its_device",
+        "debiaser",
+        lambda config, context: OnTheCPU(),
+        "combines the batch's tensors with one on the CPU, from Tensor.cpu, in add; on a GPU",
+    ),
+    wrong(
+        "data_stays_on_its_device",
+        "debiaser",
+        lambda config, context: ThroughNumpy(),
+        "turns a tensor of the batch into an array: numpy has no gradient and cannot read from a GPU",
+    ),
+    wrong(
+        "data_stays_on_its_device",
+        "debiaser",
+        lambda config, context: FromNumpy(),
+        "answers weight with a tensor on the CPU, from torch.from_numpy; on a GPU",
+    ),
     wrong("importing_its_hooks_is_cheap", "loss", build, "which imports torch", module="torch.nn.functional"),
     wrong("importing_its_hooks_is_cheap", "loss", build, "ms; the limit is 50 ms", module="heavy_hooks"),
     wrong("importing_its_hooks_is_cheap", "loss", build, "comes from no entry point"),

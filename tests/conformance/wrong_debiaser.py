@@ -263,6 +263,42 @@ class Undeclared(KeepRates):
         )
 
 
+class Flooring(KeepRates):
+    """Bounds the logit from below, in place."""
+
+    def correct(self, logit: Tensor, batch: Batch, task: str) -> Tensor:
+        return super().correct(logit.clamp_(min=-1.0), batch, task)
+
+
+class Adding(Positions):
+    """Adds the bias of the position to the served logit itself."""
+
+    def training_logit(self, logit: Tensor, batch: Batch, task: str) -> Tensor:
+        assert batch.position is not None
+        return logit.add_(batch.position.to(logit))
+
+
+class NoWeight(Inverse):
+    """Forgets to return."""
+
+    def weight(self, batch: Batch, task: str) -> Any:
+        super().weight(batch, task)
+
+
+class NoCorrection(KeepRates):
+    """Forgets to return."""
+
+    def correct(self, logit: Tensor, batch: Batch, task: str) -> Any:
+        super().correct(logit, batch, task)
+
+
+class PlainNumpy(KeepRates):
+    """Goes through numpy, which knows no bfloat16."""
+
+    def correct(self, logit: Tensor, batch: Batch, task: str) -> Tensor:
+        return torch.from_numpy(logit.detach().numpy() + self.shift(batch, task).numpy())
+
+
 def case(check: str, debiaser: Callable[[], Debiaser], need: str, fault: str) -> Wrong:
     return wrong(
         check, "debiaser", lambda config, context: debiaser(), fault, needs=frozenset({need} if need else set())
@@ -278,6 +314,11 @@ TYPES, ORDER, NEUTRAL = (
 EVAL, STATE, ONCE = "nothing_is_added_in_eval_mode", "fitted_state_survives_safetensors", "fit_reads_its_batches_once"
 
 WRONG = [
+    case("arguments_are_never_changed", Flooring, KEEP, "changes an argument of correct in place: logit; "),
+    case("arguments_are_never_changed", Adding, "position", "changes an argument of training_logit in place: logit; "),
+    case(WEIGHTS, NoWeight, "propensity", "returns None from weight; return a tensor [N]"),
+    case(FINITE, NoCorrection, KEEP, "returns None from correct; return a tensor [N]"),
+    case(FINITE, PlainNumpy, KEEP, "leaves torch for numpy in correct, which has no gradient and no bfloat16"),
     case(WEIGHTS, Column, "propensity", "gives weights of shape [24, 1] for 24 rows"),
     case(WEIGHTS, Overflowing, "propensity", "gives a weight that is NaN or infinite"),
     case(WEIGHTS, Centred, "propensity", "gives the negative weight"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from wrong import Wrong, wrong
 
@@ -206,6 +206,100 @@ class Neighbours(Loss):
         return (student - teacher).square() + same * ((student - teacher)[following]).square()
 
 
+class ListNet(Loss):
+    """Softmax cross-entropy over a request, whose rows weigh their share of the target. Smallest at ``q ~ w p``."""
+
+    def distance(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        same = per_request(batch).bool()
+        logs, target = (torch.where(same, side, -1e9).log_softmax(1).diagonal() for side in (student, teacher))
+        return target.exp() * (target - logs)
+
+
+class ScalesWeights(Loss):
+    """Takes three times the weight, in place."""
+
+    def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
+        return super().forward(student_logit, teacher_logit, batch, weight.mul_(3))
+
+
+class Probabilities(Loss):
+    """Turns the teacher's logits into probabilities where they are."""
+
+    def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
+        return super().forward(student_logit.sigmoid(), teacher_logit.sigmoid_(), batch, weight)
+
+
+class Clamping(Loss):
+    """Bounds logits in place, none of which is that large so far."""
+
+    def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
+        return super().forward(student_logit, teacher_logit.clamp_(-30, 30), batch, weight)
+
+
+class NoReturn(Loss):
+    """Forgets to return."""
+
+    def forward(self, *given: Any) -> Any:
+        super().forward(*given)
+
+
+class Array(Loss):
+    """Answers with what it computed in numpy."""
+
+    def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Any:
+        return super().forward(student_logit.detach(), teacher_logit, batch, weight).numpy()
+
+
+class ThroughNumpy(Loss):
+    """Computes in numpy and comes back."""
+
+    def distance(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return torch.from_numpy((student.numpy() - teacher.numpy()) ** 2)
+
+
+class NoGradient(Loss):
+    """Detaches both sides."""
+
+    def distance(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return super().distance(student.detach(), teacher, batch)
+
+
+class OwnScale(NoGradient):
+    """Detaches both sides and has a gradient all the same, for a scale of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def distance(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return self.scale * super().distance(student, teacher, batch)
+
+
+class Focal(Loss):
+    """Cross-entropy where the probabilities differ, with a root whose slope is infinite where they do not."""
+
+    def distance(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        target = torch.sigmoid(teacher)
+        apart = (torch.sigmoid(student) - target).abs()
+        return apart.sqrt() * functional.binary_cross_entropy_with_logits(student, target, reduction="none")
+
+
+class SoftmaxOfNone(Loss):
+    """Takes rows out of a softmax over the request by adding -inf, none of which may be left."""
+
+    def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
+        inside = per_request(batch) * (weight > 0)
+        logs = (student_logit + inside.log()).log_softmax(1).diagonal()
+        return torch.where(weight > 0, -weight * teacher_logit.sigmoid() * logs, 0.0)
+
+
+class MaskedAfter(Loss):
+    """Divides by the weight and masks what came of it."""
+
+    def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
+        return weight * (weight * super().distance(student_logit, teacher_logit.detach(), batch) / weight)
+
+
 class Repelling(Loss):
     """A likelihood with the sign of a gain."""
 
@@ -217,18 +311,37 @@ def case(check: str, loss: type[DistillationLoss], fault: str, **more: Any) -> W
     return wrong(check, "loss", lambda config, context: loss(), fault, **more)
 
 
+LISTS: dict[str, Any] = {"needs": frozenset({"request_groups"})}
+
 WRONG = [
+    case("arguments_are_never_changed", ScalesWeights, "changes an argument of forward in place: weight; "),
+    case("arguments_are_never_changed", Probabilities, "changes an argument of forward in place: teacher_logit; "),
+    case("arguments_are_never_changed", Clamping, "changes an argument of forward in place: teacher_logit; "),
+    case("it_gives_one_loss_per_row", NoReturn, "returns None from forward; return a tensor [N]"),
+    case("it_gives_one_loss_per_row", Array, "returns a numpy.ndarray from forward; return a torch tensor [N]"),
+    case("it_gives_one_loss_per_row", ThroughNumpy, "leaves torch for numpy in forward, which has no gradient"),
+    case("it_gives_one_loss_per_row", NoGradient, "passes no gradient to the student's logit"),
+    case("it_gives_one_loss_per_row", OwnScale, "passes no gradient to the student's logit"),
     case("it_gives_one_loss_per_row", Reducing, "reduces by itself: returns shape [] for 48 rows"),
     case("it_gives_one_loss_per_row", Squeezing, "reduces by itself: returns shape [] for 1 row;"),
     case("it_gives_one_loss_per_row", Broadcasting, "returns shape [48, 48] for 48 rows; return one value per row"),
     case("it_gives_one_loss_per_row", Elsewhere, "answers on the device meta to rows on the cpu"),
+    case(
+        "a_row_of_weight_zero_is_absent",
+        SoftmaxOfNone,
+        "gives a gradient of NaN where some rows have weight 0",
+        **LISTS,
+    ),
+    case("a_row_of_weight_zero_is_absent", MaskedAfter, "gives a loss of NaN where some rows have weight 0"),
     case("a_row_of_weight_zero_is_absent", Offset, "gives a row of weight 0 a loss other than 0"),
     case("a_row_of_weight_zero_is_absent", OverAbsentRows, "sends gradient to the logit of a row of weight 0"),
     case("a_row_of_weight_zero_is_absent", TeacherOfAbsentRows, "move the loss of other rows"),
     case("it_is_linear_in_the_weights", Squared, "is not linear in the weights; return weight * distance"),
     case("it_is_linear_in_the_weights", SaysNormalised, "says that it is normalised"),
     case("it_is_finite_at_extreme_logits", LogOfSigmoid, "gives a loss of nan at student logit -10000"),
+    case("it_is_finite_at_extreme_logits", LogOfSigmoid, "in float32; use the stable forms of torch.nn.functional"),
     case("it_is_finite_at_extreme_logits", OwnSoftplus, "gives a gradient of nan at student logit -10000"),
+    case("it_is_finite_at_extreme_logits", Focal, "a slope that is infinite at a difference of 0"),
     case("its_gradient_is_right", Detached, "has a gradient that is not that of its values"),
     case("its_gradient_is_right", SinglePrecision, "answers in float32 to float64 logits"),
     case("no_gradient_reaches_the_teacher", TeachesTheTeacher, "use teacher_logit.detach()"),
@@ -246,4 +359,5 @@ WRONG = [
     case("requests_do_not_move_each_other", Standardising, "lets rows of other requests in the batch move the loss"),
     case("shuffled_rows_keep_their_losses", Neighbours, "depends on the order of rows"),
     case("it_pulls_the_student_to_the_teacher", Repelling, "does not bring the student to the teacher"),
+    case("weights_do_not_move_the_target", ListNet, "a row of e times the weight settles +0.", **LISTS),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from wrong import Plain, Wrong, wrong
 
@@ -143,6 +144,34 @@ class Deaf(Good):
         return loss.detach()
 
 
+class Shifting(Good):
+    """Shifts the served logit in place, for its own term."""
+
+    def terms(self, heads: Mapping[str, Tensor], parts: LossParts) -> Terms:
+        return {**super().terms(heads, parts), "main/soft": parts.soft(heads["main"].sub_(0.5))}
+
+
+class Taking(Good):
+    """Takes the main tower's logit out of the heads."""
+
+    def terms(self, heads: Any, parts: LossParts) -> Terms:
+        return {"main/hard": parts.hard(heads.pop("main")), "aux/soft": parts.soft(heads["aux"])}
+
+
+class OverNumpy(Good):
+    """Rounds a head in numpy."""
+
+    def terms(self, heads: Mapping[str, Tensor], parts: LossParts) -> Terms:
+        return {"main/hard": parts.hard(torch.from_numpy(heads["main"].numpy().round(2)))}
+
+
+class NoTensors(Good):
+    """Hands terms on as arrays."""
+
+    def terms(self, heads: Mapping[str, Tensor], parts: LossParts) -> Any:
+        return {name: values.detach().numpy() for name, values in super().terms(heads, parts).items()}
+
+
 def fails(check: str, made: type[HeadStrategy], fault: str, *, needs: frozenset[str] = frozenset({"teacher"})) -> Wrong:
     return wrong(check, "strategy", lambda config, context: made(), fault, config=Plain, needs=needs)
 
@@ -153,6 +182,10 @@ LINEAR = "terms_are_linear_in_their_parts"
 MAIN = "main_tower_learns_from_labels"
 
 WRONG = [
+    fails("arguments_are_never_changed", Shifting, "changes an argument of terms in place: heads.main; "),
+    fails("arguments_are_never_changed", Taking, "changes an argument of terms in place: heads.main; "),
+    fails("only_its_own_heads_are_read", OverNumpy, "leaves torch for numpy in terms, which has no gradient"),
+    fails(LOSSES, NoTensors, "has a term 'main/hard' of type ndarray; give [N]"),
     fails(NAMES, OneName, "has auxiliary = 'aux'; it must be a tuple"),
     fails(NAMES, NamesMain, "names main more than once among main and auxiliary"),
     fails(NAMES, Dotted, "names a tower as no module can be named"),

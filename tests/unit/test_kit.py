@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recdistill_core.errors import PluginError
+from recdistill_core.errors import ConfigError, PluginError
 from recdistill_core.interfaces import HistoryWindow
 from recdistill_core.registry import PluginRecord, Registry, installed
 from recdistill_core.testing import CHECKS, conformance, sample_batch, sample_schema, windowed
@@ -134,6 +135,49 @@ def test_gaps() -> None:
     assert largest_gap(torch.ones(2), torch.ones(3)) == float("inf")
     assert largest_gap(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
     assert largest_gap(torch.ones(0), torch.ones(0)) == 0.0
+
+
+def nothing(check: object) -> None: ...
+
+
+def test_a_component_is_checked_at_further_settings() -> None:
+    base = installed()
+    entries = (base.get("loss", "mse"), base.get("loss", "kl"))
+    registry = Registry(base.plugins, entries)
+    settings = [{"temperature": 0.5}, lambda folder: {"temperature": float(len(list(folder.iterdir()))) - 1.0}]
+    mark = conformance("recdistill", registry, examples={"kl": settings})(nothing)
+    params = {param.id: param for param in mark.pytestmark[-1].args[1]}
+    name = "it_builds_from_its_example"
+    assert [key for key in params if name in key] == [
+        f"loss-mse-{name}",
+        f"loss-kl-{name}",
+        f"loss-kl-example2-{name}",
+        f"loss-kl-example3-{name}",
+    ]
+    params[f"loss-kl-example2-{name}"].values[0]()
+    with pytest.raises(ConfigError, match=r"temperature must lie in \[0.01, 100\], got -1.0"):
+        params[f"loss-kl-example3-{name}"].values[0]()
+
+
+def test_an_expected_failure_may_pass_at_further_settings() -> None:
+    base = installed()
+    entry = base.get("loss", "kl")
+    entry = replace(entry, component=replace(entry.component, expected_failures={"it_says_what_it_is": "no time yet"}))
+    registry = Registry(base.plugins, (entry,))
+    mark = conformance("recdistill", registry, examples={"kl": [{"temperature": 0.5}]})(nothing)
+    strict = {param.id: param.marks[0].kwargs["strict"] for param in mark.pytestmark[-1].args[1] if param.marks}
+    assert strict == {"loss-kl-it_says_what_it_is": True, "loss-kl-example2-it_says_what_it_is": False}
+
+
+def test_settings_for_a_component_that_is_not_there_are_an_error() -> None:
+    with pytest.raises(PluginError) as error:
+        conformance("recdistill", examples={"soft_cee": [{}]})
+    assert "examples are given for 'soft_cee', a name that 0 of the components have" in str(error.value)
+    assert "did you mean 'soft_ce'" in str(error.value)
+    base = installed()
+    twice = Registry(base.plugins, (base.get("loss", "kl"), base.get("loss", "kl")))
+    with pytest.raises(PluginError, match="for 'kl', a name that 2 of the components have"):
+        conformance("recdistill", twice, examples={"kl": [{}]})
 
 
 def test_every_installed_component_is_taken_where_no_distribution_is_named() -> None:
