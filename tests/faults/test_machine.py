@@ -190,11 +190,13 @@ class Machine(RuleBasedStateMachine):
         self.store.unpin(name)
         del self.pins[name]
 
-    @precondition(lambda self: self.committed)
-    @rule()
-    def collect(self) -> None:
-        """Nothing may be lost, not even what writers at work have spilled."""
+    @rule(version=VERSIONS, keys=KEYS)
+    def collect(self, version: str, keys: list[int]) -> None:
+        """Nothing may be lost, not even what a writer at work has spilled."""
+        self.put(version, keys)
         self.store.gc(0)
+        self.writers[version].commit()
+        self.take(version)
 
     @precondition(lambda self: self.committed)
     @rule(data=st.data())
