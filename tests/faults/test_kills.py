@@ -25,7 +25,7 @@ from recdistill_parquet.labels_writer import ParquetLabelWriter
 
 ALL = os.environ.get("RECDISTILL_KILLS") == "all"
 #: Rows of a segment: small ones mean many files and many steps.
-SEGMENT_ROWS = 2 if ALL else 8
+SEGMENT_ROWS = 1 if ALL else 8
 Model = dict[int, float]
 KILLS: dict[str, int] = {}
 
@@ -233,6 +233,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
 
 
+@pytest.mark.timeout(3600 if ALL else 600)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_kill_leaves_the_old_state_or_the_new_one(name: str, tmp_path: Path) -> None:
     scenario = SCENARIOS[name]

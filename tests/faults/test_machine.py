@@ -46,6 +46,7 @@ class Machine(RuleBasedStateMachine):
         self.committed: dict[str, Labels] = {}
         self.revoked: dict[str, int] = {}
         self.pending: dict[str, Labels] = {}
+        self.known: dict[str, set[int]] = {}  # what the version's writer had seen committed when it last looked
         self.writers: dict[str, ParquetLabelWriter] = {}
         self.pins: dict[str, dict[str, dict[int, float]]] = {}
         self.time = 0
@@ -73,12 +74,17 @@ class Machine(RuleBasedStateMachine):
             found[entry.version] = dict(zip(IDS[valid].tolist(), logits, strict=True))
         return found
 
+    def counts(self, store: ParquetLogitStore) -> dict[str, int]:
+        """Committed labels, those included that are revoked."""
+        return {entry.version: entry.count for entry in store.versions()}
+
     def writer(self, version: str) -> ParquetLabelWriter:
         if version not in self.writers:
             self.writers[version] = self.store.writer(
                 version, tasks=["click"], mode=CaptureMode.PREQUENTIAL, view="v", facts={}
             )
             self.pending[version] = {}
+            self.known[version] = set(self.committed.get(version, {}))
         return self.writers[version]
 
     def append(self, version: str, labels: dict[int, float]) -> None:
@@ -90,14 +96,14 @@ class Machine(RuleBasedStateMachine):
     def put(self, version: str, keys: list[int]) -> None:
         """New labels and equal second ones."""
         self.append(version, {key: usual(key) for key in keys})
-        known = {**self.committed.get(version, {}), **self.pending[version]}
-        self.pending[version] |= {key: (usual(key), self.time) for key in keys if key not in known}
+        fresh = set(keys) - self.known[version] - set(self.pending[version])
+        self.pending[version] |= {key: (usual(key), self.time) for key in fresh}
 
     @rule(version=VERSIONS, key=st.integers(0, 23), fresh=st.integers(0, 23))
     def conflict(self, version: str, key: int, fresh: int) -> None:
-        """Another label for an example that has one; nothing of the call is taken."""
+        """Another label for an example that the writer knows; nothing of the call is taken."""
         self.writer(version)
-        if key not in {**self.committed.get(version, {}), **self.pending[version]}:
+        if key not in self.known[version] | set(self.pending[version]):
             return
         with pytest.raises(LeakError):
             self.append(version, {fresh: usual(fresh), key: usual(key) + 1})
@@ -115,6 +121,7 @@ class Machine(RuleBasedStateMachine):
     def take(self, version: str) -> None:
         self.committed[version] = {**self.pending[version], **self.committed.get(version, {})}
         self.pending[version] = {}
+        self.known[version] = set(self.committed[version])
 
     @rule(version=VERSIONS, keys=KEYS)
     def beside(self, version: str, keys: list[int]) -> None:
@@ -136,14 +143,13 @@ class Machine(RuleBasedStateMachine):
             return
         finished = in_child(lambda: self.writers[version].commit() and None, Killer(at, moment))
         del self.writers[version]
-        before = self.visible()
-        old = deepcopy(self.committed)
+        before, old = self.visible(), deepcopy(self.committed)
         self.take(version)
         self.pending.pop(version)
-        shown = self.shown(ParquetLogitStore(self.path, self.rows))
-        if shown != self.visible():
+        fresh = ParquetLogitStore(self.path, self.rows)
+        if self.counts(fresh) != {name: len(labels) for name, labels in self.committed.items()}:
             assert not finished
-            assert shown == before
+            assert self.shown(fresh) == before
             self.committed = old
 
     @precondition(lambda self: self.writers)
@@ -190,11 +196,13 @@ class Machine(RuleBasedStateMachine):
         self.store.unpin(name)
         del self.pins[name]
 
-    @precondition(lambda self: self.committed)
-    @rule()
-    def collect(self) -> None:
-        """Nothing may be lost, not even what writers at work have spilled."""
+    @rule(version=VERSIONS, keys=KEYS)
+    def collect(self, version: str, keys: list[int]) -> None:
+        """Nothing may be lost, not even what a writer at work has spilled."""
+        self.put(version, keys)
         self.store.gc(0)
+        self.writers[version].commit()
+        self.take(version)
 
     @precondition(lambda self: self.committed)
     @rule(data=st.data())
@@ -214,8 +222,7 @@ class Machine(RuleBasedStateMachine):
         if not self.path.exists():
             return
         assert self.shown(self.store) == self.visible()
-        counts = {entry.version: entry.count for entry in self.store.versions()}
-        assert counts == {version: len(labels) for version, labels in self.committed.items()}
+        assert self.counts(self.store) == {version: len(labels) for version, labels in self.committed.items()}
 
     def teardown(self) -> None:
         try:
