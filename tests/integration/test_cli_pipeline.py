@@ -120,15 +120,10 @@ def test_exit_code_5_is_damage(recdistill: Verb, feed_path: Path, tmp_path: Path
 def test_a_signal_in_a_fit_fails_the_run_and_a_rerun_completes_it(name: str, feed_path: Path, tmp_path: Path) -> None:
     plain = config(feed_path, **SMALL, teacher_training={"batch_size": 16, "batch_epochs": 4})
     path, out = write_config(tmp_path / "run.yaml", plain), tmp_path / "out"
-    command = [
-        sys.executable,
-        "-c",
-        "from recdistill_core.cli import main; main()",
-        "run",
-        str(path),
-        "--out",
-        str(out),
-    ]
+    # a job in the background of a shell ignores SIGINT, and its children with it
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    shell = f"{heed}from recdistill_core.cli import main; main()"
+    command = [sys.executable, "-c", shell, "run", str(path), "--out", str(out)]
     running = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = out / "seed-1/.teacher.part/log/metrics.csv"
     until = time.monotonic() + 120
