@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -237,7 +236,6 @@ class Machine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-logging.getLogger("recdistill.labels").addFilter(lambda record: "was left locked by" not in record.getMessage())
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
     max_examples=400 if ALL else 60,
