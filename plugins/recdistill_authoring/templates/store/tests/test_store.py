@@ -49,8 +49,9 @@ def test_of_two_writers_of_one_example_the_second_is_refused(store):
 def test_what_would_leak_or_mislead_is_refused(store):
     first = writer(store)
     append(first, [1])
-    with pytest.raises(LeakError, match="an example already has a label of version 'v1'"):
-        append(first, [2, 1])
+    append(first, [1])  # a label that is delivered twice does no harm
+    with pytest.raises(LeakError, match="example 1 already has another label of version 'v1'"):
+        append(first, [2, 1], offset=9.0)
     with pytest.raises(DataError, match="a logit is NaN or infinite"):
         append(first, [3], offset=float("nan"))
     with pytest.raises(DataError, match="give logits of exactly these tasks: click, like"):

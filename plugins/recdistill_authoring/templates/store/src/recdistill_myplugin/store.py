@@ -116,12 +116,12 @@ class MyPluginStore:
                 f"the label store cannot be used: {error}", where=str(self.file), fix="restore it from a backup"
             ) from error
 
-    def known(self, version: str) -> set[int]:
-        """Ids of the examples that have a committed label of ``version``."""
+    def known(self, version: str) -> dict[int, bytes]:
+        """``{example id: its logits}`` of the committed labels of ``version``."""
         if not self.file.exists():
-            return set()
+            return {}
         with self.open() as database:
-            return {row[0] for row in database.execute("SELECT example_id FROM labels WHERE version = ?", (version,))}
+            return dict(database.execute("SELECT example_id, logits FROM labels WHERE version = ?", (version,)))
 
     def require_same(self, entry: LabelVersion) -> None:
         """Refuse labels of a version that is there and was captured otherwise."""
@@ -142,27 +142,31 @@ class _Writer:
         self.pending: list[Row] = []
 
     def append(self, example_id: Tensor, logits: Mapping[str, Tensor], *, step: int, scored_at: int) -> None:
-        """Add raw logits ``{task: [N]}`` of ``example_id [N]``; all of them or none.
+        """Add raw logits ``{task: [N]}`` of ``example_id [N]``; all of them or none. An equal second label is dropped.
 
         Raises:
-            LeakError: if an example has a label of this version already. DataError: for other tasks, or logits that
-                are not finite.
+            LeakError: if an example has another label of this version already. DataError: for other tasks, or logits
+                that are not finite.
         """
         if set(logits) != set(self.entry.tasks):
             raise DataError(f"give logits of exactly these tasks: {', '.join(self.entry.tasks)}", where=self.where)
         values = torch.stack([logits[task].detach().cpu().float() for task in self.entry.tasks], dim=1)
         if not bool(torch.isfinite(values).all()):
             raise DataError("a logit is NaN or infinite", where=self.where, fix="lower the teacher's learning rate")
-        ids = example_id.tolist()
-        twice = len(set(ids)) < len(ids) or not self.taken.isdisjoint(ids)
-        if twice:
-            raise LeakError(
-                f"an example already has a label of version {self.entry.version!r}",
-                where=f"{self.where}, step {step}",
-                fix="score every example once, before the teacher trains on it",
-            )
-        self.taken.update(ids)
-        self.pending += [(key, step, scored_at, row.tobytes()) for key, row in zip(ids, values.numpy(), strict=True)]
+        fresh: dict[int, bytes] = {}
+        for key, row in zip(example_id.tolist(), values.numpy(), strict=True):
+            given = row.tobytes()
+            before = fresh.get(key, self.taken.get(key))
+            if before is None:
+                fresh[key] = given
+            elif before != given:
+                raise LeakError(
+                    f"example {key} already has another label of version {self.entry.version!r}",
+                    where=f"{self.where}, step {step}",
+                    fix="score every example once, before the teacher trains on it",
+                )
+        self.taken.update(fresh)
+        self.pending += [(key, step, scored_at, given) for key, given in fresh.items()]
 
     def commit(self) -> LabelVersion:
         """Make everything appended visible at once.
@@ -193,7 +197,8 @@ class _Writer:
 
     def abort(self) -> None:
         """Forget everything appended since the last commit."""
-        self.taken.difference_update(row[0] for row in self.pending)
+        for row in self.pending:
+            self.taken.pop(row[0], None)
         self.pending = []
 
     @property
