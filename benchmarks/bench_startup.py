@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 from reporting import arguments, seconds, show
@@ -36,7 +37,7 @@ def start(words: list[str], *options: str) -> str:
 def measure() -> list[dict[str, Any]]:
     rows, bare = [], 0.0
     for name, words in STARTED.items():
-        spent = seconds(lambda words=words: start(words), at_least=3.0)  # type: ignore[misc]  # bound to this round's words
+        spent = seconds(partial(start, words), at_least=3.0)
         bare = bare or spent
         imported = re.search(r"\| +torch$", start(words, "-X", "importtime"), re.MULTILINE) is not None
         row = {"started": name, "seconds": spent, "times bare Python": spent / bare}

@@ -132,6 +132,10 @@ class Batch:
         """The same batch with these teacher labels."""
         return replace(self, teacher=teacher)
 
+    def without_outcomes(self) -> Batch:
+        """The same batch without labels and teacher labels: what a model is shown, so that neither can reach a logit."""
+        return replace(self, labels={}, observed={}, teacher=None)
+
     def rows(self, index: Tensor) -> Batch:
         """The rows ``index`` ([M] int64); their histories are shared, not copied."""
         count = len(self)

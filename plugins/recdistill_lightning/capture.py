@@ -202,7 +202,10 @@ def capture_after_training(
                     where=f"example {int(ids[torch.from_numpy(seen)][0])}",
                     fix="capture while training (prequential), or allow it explicitly; it is then marked leaky",
                 )
-            logits = {task: logit.float().cpu() for task, logit in module.teacher.score(batch).logits.items()}
+            logits = {
+                task: logit.float().cpu()
+                for task, logit in module.teacher.score(batch.without_outcomes()).logits.items()
+            }
             writer.append(ids, logits, step=-1, scored_at=_now())
         return writer.commit()
     except BaseException:

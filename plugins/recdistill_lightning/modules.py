@@ -172,13 +172,13 @@ class TeacherModule(_Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits ``{task: [N]}``."""
-        return dict(self.teacher.training_scores(batch).logits)
+        return dict(self.teacher.training_scores(batch.without_outcomes()).logits)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The loss, and under ``logits`` the raw logits of this very forward pass, which precede the update."""
         self.forwards += 1
         self.trained.add(batch.example_id.cpu().numpy())
-        scores: Scores = self.teacher.training_scores(batch)
+        scores: Scores = self.teacher.training_scores(batch.without_outcomes())
         _require_logits(self.teacher, scores.logits, self.objectives, len(batch))
         losses = []
         for task in self.objectives:
@@ -237,7 +237,7 @@ class StudentModule(_Module):
 
     def _features(self, batch: Batch) -> Tensor:
         """``[N, D]`` of the backbone, or a PluginError that names the student."""
-        features = self.student.backbone(batch)
+        features = self.student.backbone(batch.without_outcomes())
         if not isinstance(features, Tensor) or features.shape != (len(batch), self.student.width):
             got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise PluginError(

@@ -145,7 +145,7 @@ class _Job:
 
     def _scored(self, batch: Batch) -> dict[str, Tensor]:
         try:
-            logits = self.teacher.score(batch).logits
+            logits = self.teacher.score(batch.without_outcomes()).logits
         except (Exception, KeyboardInterrupt):
             self._commit()  # what was scored so far may have been paid for
             raise

@@ -13,12 +13,13 @@ import torch
 from core_cases import make_batch, points, write_plugin
 from torch import Tensor, nn
 
-from recdistill_core import BuildContext, HistoryWindow, Schema, Student, installed, make
+from recdistill_core import BuildContext, HistoryWindow, Schema, Scores, Student, TrainableTeacher, installed, make
 from recdistill_core.errors import PluginError, UsageError, WiringError
 from recdistill_core.fingerprint import package_digest
 from recdistill_core.objective import Objective
 from recdistill_core.registry import discover
-from recdistill_lightning import StudentModule
+from recdistill_lightning import StudentModule, TeacherModule
+from recdistill_pipeline.label import _Job
 from recdistill_pipeline.rundir import RunDirectory
 from recdistill_pipeline.scoring import cost
 
@@ -164,3 +165,35 @@ def test_fused_attention_costs_flops() -> None:
 
     found = cost(nn.Identity(), attend, Source(), (0, 4), None)  # type: ignore[arg-type]  # all that cost asks of them
     assert found["flops_per_impression"] == 2 * 2 * (2 * 4 * 4 * 8)  # heads x (scores and values)
+
+
+class Peeking(Narrow):
+    """Reads the label of the row that it encodes."""
+
+    width = 4
+
+    def inputs(self, batch: Any) -> dict[str, Tensor]:
+        return {"numeric": batch.numeric + batch.labels["click"][:, None]}
+
+
+def test_a_model_is_not_shown_the_outcome_that_it_is_trained_on() -> None:
+    module = StudentModule(Peeking(), {"click": Objective("click")})
+    with pytest.raises(KeyError, match="click"):
+        module.training_step(make_batch(8), 0)
+    shown = make_batch(8).without_outcomes()
+    assert (shown.labels, shown.observed, shown.teacher) == ({}, {}, None)
+    assert torch.equal(shown.numeric, make_batch(8).numeric)
+
+
+def test_a_leaking_teacher_fails_before_it_can_be_captured_or_asked() -> None:
+    class Leaky(TrainableTeacher):
+        """Adds the label to its logit."""
+
+        def training_scores(self, batch: Any) -> Scores:
+            return Scores({"click": batch.numeric[:, 0] + batch.labels["click"]})
+
+    with pytest.raises(KeyError, match="click"):
+        TeacherModule(Leaky(), tasks=["click"]).training_step(make_batch(8), 0)
+    job = _Job(Leaky(), "v", ("click",), 10, 10.0, lambda done, total: None)
+    with pytest.raises(KeyError, match="click"):
+        job.run([make_batch(8)], 8)
