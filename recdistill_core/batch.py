@@ -133,7 +133,7 @@ class Batch:
         return replace(self, teacher=teacher)
 
     def without_outcomes(self) -> Batch:
-        """The same batch without labels and teacher labels: what a model is shown, so that neither can reach a logit."""
+        """The same batch without labels and teacher labels: what a model is shown, so that none reaches a logit."""
         return replace(self, labels={}, observed={}, teacher=None)
 
     def rows(self, index: Tensor) -> Batch:
