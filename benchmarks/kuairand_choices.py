@@ -19,7 +19,7 @@ import numpy as np
 from recdistill_core.component import BuildContext
 from recdistill_core.config import load_yaml
 from recdistill_core.registry import installed
-from recdistill_lightning.capture import capture_after_training
+from recdistill_lightning.capture_after import capture_after_training
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.trained import TrainedExamples
 from recdistill_parquet.labels import ParquetLogitStore

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,21 @@ def choose_labels(
         if len(rows):
             chosen.take(place, rows, store.read(entries[place].version, example_id[rows.numpy()]))
     return AlignedLabels(chosen.signal(_name(choice)), chosen.origin, choice, store.snapshot_id())
+
+
+def unlabelled(store: LogitStore, versions: Sequence[str], example_id: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """``[N]``: which of ``example_id [N]`` have a visible label of all tasks in none of ``versions``.
+
+    Raises:
+        DataError: if the store has no such version.
+    """
+    missing = torch.ones(len(example_id), dtype=torch.bool)
+    for version in versions:
+        left = missing.nonzero().flatten()
+        if len(left):
+            valid = store.read(version, example_id[left.numpy()]).valid
+            missing[left] = ~torch.stack(list(valid.values())).all(0)
+    return missing.numpy()
 
 
 class _Chosen:

@@ -6,10 +6,11 @@ A label is a teacher's raw logit of one (example, task), captured once, under th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from recdistill_core.batch import TeacherSignal
@@ -161,6 +162,32 @@ class AlignedLabels:
                 for place, version in enumerate(self.choice.versions)
             }
         return shares
+
+    def masked(self, keep: Tensor) -> AlignedLabels:
+        """These labels where ``keep [N]`` is True, and none elsewhere."""
+        valid = {task: seen & keep for task, seen in self.signal.valid.items()}
+        logits = {task: torch.where(valid[task], logit, 0.0) for task, logit in self.signal.logits.items()}
+        signal = replace(self.signal, logits=logits, valid=valid)
+        return replace(self, signal=signal, origin=torch.where(keep, self.origin, -1).to(self.origin.dtype))
+
+
+@runtime_checkable
+class PinnedStore(Protocol):
+    """A logit store whose commits can be read as they were, and kept for those who have read them."""
+
+    def at(self, snapshot: str) -> LogitStore:
+        """This store as it was after the commit ``snapshot``, read-only.
+
+        Raises:
+            DataError: if there is none of this id.
+        """
+
+    def pin(self, name: str, by: str) -> object:
+        """Keep what the snapshot that is read needs, whatever is tidied up later.
+
+        Args:
+            name: of the pin: letters, digits, ``.``, ``-`` and ``_``. by: who wants it, for those who tidy up.
+        """
 
 
 @runtime_checkable

@@ -12,26 +12,31 @@ from typing import TYPE_CHECKING, Any
 from recdistill_core import BuildContext, Component, hookimpl
 
 if TYPE_CHECKING:
-    from recdistill_lightning.capture import LogitCapture, capture_after_training
+    from recdistill_lightning.capture import LogitCapture
+    from recdistill_lightning.capture_after import capture_after_training
     from recdistill_lightning.data import DistillationDataModule, ReadOrder, align_labels, read_labels
+    from recdistill_lightning.folds import Fold, make_folds
     from recdistill_lightning.modules import Optimisation, StudentModule, TeacherModule
     from recdistill_lightning.trained import TrainedExamples
 
 _HOMES = {
     "DistillationDataModule": "data",
+    "Fold": "folds",
     "LogitCapture": "capture",
     "Optimisation": "modules",
     "ReadOrder": "data",
     "StudentModule": "modules",
     "TeacherModule": "modules",
     "TrainedExamples": "trained",
-    "capture_after_training": "capture",
+    "capture_after_training": "capture_after",
     "align_labels": "data",
+    "make_folds": "folds",
     "read_labels": "data",
 }
 
 __all__ = [
     "DistillationDataModule",
+    "Fold",
     "LogitCapture",
     "Optimisation",
     "ReadOrder",
@@ -40,6 +45,7 @@ __all__ = [
     "TrainedExamples",
     "align_labels",
     "capture_after_training",
+    "make_folds",
     "read_labels",
 ]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 
 from recdistill_core.batch import Batch
@@ -20,7 +21,7 @@ from recdistill_lightning.modules import TeacherModule
 from recdistill_lightning.order import SHUFFLED
 from recdistill_lightning.trained import TrainedExamples
 
-__all__ = ["LogitCapture", "TrainedExamples", "capture_after_training"]
+__all__ = ["LogitCapture", "TrainedExamples"]
 
 
 class LogitCapture(L.Callback):
@@ -86,8 +87,8 @@ class LogitCapture(L.Callback):
         schedule = [pl_module.optimisation, *_reading(trainer)]
         plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in schedule]
         self.version = digest([start, snapshot, seed, self.warmup_steps, self.facts, plain]) + start[:16]
-        facts = {"dataset": snapshot, "seed": seed, "teacher_at_start": start, **self.facts}
-        self.committed = _committed(self.store, self.version, CaptureMode.PREQUENTIAL, facts) if self.resume else None
+        facts = {"dataset": snapshot, "seed": seed, "teacher_at_start": start, **self._until(trainer), **self.facts}
+        self.committed = committed(self.store, self.version, CaptureMode.PREQUENTIAL, facts) if self.resume else None
         if self.committed is None:
             self._writer = self.store.writer(
                 self.version, tasks=list(pl_module.objectives), mode=CaptureMode.PREQUENTIAL, view=view, facts=facts
@@ -135,6 +136,14 @@ class LogitCapture(L.Callback):
             self._writer.abort()
             self._writer = None
 
+    def _until(self, trainer: L.Trainer) -> dict[str, int]:
+        """The newest event that the teacher has seen before its first capture; for a new one, that capture's own."""
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, DistillationDataModule):
+            return {}
+        until = self._before.until(data.source)
+        return {"trained_until": int(data.source.column("event_time")[data.phases.start]) if until is None else until}
+
     def _first_sight(self, trainer: L.Trainer) -> bool:
         data = getattr(trainer, "datamodule", None)
         epoch = trainer.current_epoch
@@ -157,64 +166,8 @@ class LogitCapture(L.Callback):
         return snapshot, view, seed or 0
 
 
-def capture_after_training(
-    module: TeacherModule,
-    batches: Iterable[Batch],
-    store: LogitStore,
-    *,
-    view: str,
-    facts: Mapping[str, Any],
-    trained: TrainedExamples | None = None,
-    allow_leaky: bool = False,
-    resume: bool = False,
-) -> LabelVersion:
-    """Score examples with a trained teacher and store the logits.
-
-    Examples that the teacher was trained on carry their own label into the logit, so they are refused, or, where
-    ``allow_leaky``, the whole version is marked ``leaky``, as is every result that uses it.
-
-    Args:
-        module: the teacher. batches: what to score. store: where to write.
-        view: hash of the feature view. facts: for the label version, JSON-able.
-        trained: examples the teacher was updated on before its weights were restored, beside ``module.trained``.
-        allow_leaky: see above. resume: as in :class:`LogitCapture`.
-
-    Raises:
-        LeakError: for a trained-on example without ``allow_leaky``; nothing is written.
-    """
-    version = module.teacher.fingerprint()
-    mode = CaptureMode.LEAKY if allow_leaky else CaptureMode.OUT_OF_FOLD
-    earlier = _committed(store, version, mode, facts) if resume else None
-    if earlier is not None:
-        return earlier
-    known = TrainedExamples(module.trained.ids())
-    if trained is not None:
-        known.add(trained.ids())
-    writer = store.writer(version, tasks=list(module.objectives), mode=mode, view=view, facts=facts)
-    try:
-        for batch in batches:
-            ids = batch.example_id.cpu()
-            seen = known.known(ids.numpy())
-            if seen.any() and not allow_leaky:
-                raise LeakError(
-                    f"{int(seen.sum())} of {len(seen)} examples of a batch were trained on by this teacher: scoring "
-                    "them now would put their labels into the logits",
-                    where=f"example {int(ids[torch.from_numpy(seen)][0])}",
-                    fix="capture while training (prequential), or allow it explicitly; it is then marked leaky",
-                )
-            logits = {
-                task: logit.float().cpu()
-                for task, logit in module.teacher.score(batch.without_outcomes()).logits.items()
-            }
-            writer.append(ids, logits, step=-1, scored_at=_now())
-        return writer.commit()
-    except BaseException:
-        writer.abort()
-        raise
-
-
-def _committed(store: LogitStore, version: str, mode: CaptureMode, facts: Mapping[str, Any]) -> LabelVersion | None:
-    """The committed version of this name, if mode and facts are the same."""
+def committed(store: LogitStore, version: str, mode: CaptureMode, facts: Mapping[str, Any]) -> LabelVersion | None:
+    """The committed version of this name, if mode and facts are the same; for jobs that were interrupted."""
     plain = json.loads(json.dumps(dict(facts)))
     found = (entry for entry in store.versions() if entry.version == version and entry.mode == mode)
     return next((entry for entry in found if dict(entry.facts) == plain), None)
@@ -223,7 +176,10 @@ def _committed(store: LogitStore, version: str, mode: CaptureMode, facts: Mappin
 def _reading(trainer: L.Trainer) -> list[Any]:
     """Read order and phases, where the Trainer's data module has them."""
     data = getattr(trainer, "datamodule", None)
-    return [data.order, data.phases] if isinstance(data, DistillationDataModule) else []
+    if not isinstance(data, DistillationDataModule):
+        return []
+    kept = [] if data.keep is None else [digest(np.packbits(data.keep).tobytes().hex())]
+    return [data.order, data.phases, *kept]
 
 
 def _refuse_shuffling(trainer: L.Trainer) -> None:

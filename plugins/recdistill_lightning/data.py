@@ -83,8 +83,15 @@ class RowSampler(Sampler[NDArray[np.int64]]):
     It has no length: Lightning would keep the first epoch's for all.
     """
 
-    def __init__(self, source: SampleSource, phases: Phases, order: ReadOrder, seed: int) -> None:
-        self.source, self.order, self.seed = source, order, seed
+    def __init__(
+        self,
+        source: SampleSource,
+        phases: Phases,
+        order: ReadOrder,
+        seed: int,
+        keep: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.source, self.order, self.seed, self.keep = source, order, seed, keep
         self.passes = phases.passes()
         self.epoch = 0
 
@@ -100,7 +107,7 @@ class RowSampler(Sampler[NDArray[np.int64]]):
                 fix="set max_epochs=data.epochs, or more batch_epochs",
             )
         start, stop = self.passes[self.epoch]
-        return row_batches(self.source, start, stop, self.order, self.seed + 1_000_003 * self.epoch)
+        return row_batches(self.source, start, stop, self.order, self.seed + 1_000_003 * self.epoch, self.keep)
 
 
 class DistillationDataModule(L.LightningDataModule):
@@ -113,6 +120,7 @@ class DistillationDataModule(L.LightningDataModule):
         stream_from: first row of the stream phase, which is read once, after ``batch_epochs`` passes over the rows
             before it; None: all rows are batch phase.
         batch_epochs: passes over the batch phase.
+        keep: ``[rows of the dataset]`` bool: which rows are trained on, such as all but a fold; None: all of ``train``.
         test: row positions for validation, testing and prediction, read in strict time order.
         history: how much history each row needs; ``module.history`` of a teacher or student.
         labels: teacher labels of all rows of the dataset (see :func:`read_labels`), or None.
@@ -127,6 +135,7 @@ class DistillationDataModule(L.LightningDataModule):
         train: tuple[int, int] | None = None,
         stream_from: int | None = None,
         batch_epochs: int = 1,
+        keep: NDArray[np.bool_] | None = None,
         test: tuple[int, int] | None = None,
         history: HistoryWindow | None = None,
         labels: TeacherSignal | None = None,
@@ -136,8 +145,14 @@ class DistillationDataModule(L.LightningDataModule):
         self.source, self.order, self.seed = source, order or ReadOrder(), seed
         start, stop = train or (0, source.num_rows)
         stream = stop if stream_from is None else min(max(stream_from, start), stop)
+        if keep is not None:
+            keep = np.asarray(keep, np.bool_)
+            _require_rows(keep, source.num_rows)
+            kept = start + np.flatnonzero(keep[start:stop])
+            # a phase without a row would be an epoch without a batch
+            stream = stop if kept.size and kept[-1] < stream else start if kept.size and kept[0] >= stream else stream
         self.phases = Phases(start, stop, stream, batch_epochs)
-        self.test_rows = test
+        self.keep, self.test_rows = keep, test
         self.batches = RowBatches(source, history, labels)
 
     @property
@@ -152,7 +167,8 @@ class DistillationDataModule(L.LightningDataModule):
 
     def updates(self, accumulate: int) -> int:
         """Optimizer steps of the whole schedule, ``accumulate`` batches to a step; an epoch's rest is a step."""
-        passes = [row_batches(self.source, start, stop, self.order, 0) for start, stop in self.phases.passes()]
+        ranges = self.phases.passes()
+        passes = [row_batches(self.source, start, stop, self.order, 0, self.keep) for start, stop in ranges]
         return sum(-(-sum(1 for _ in batches) // accumulate) for batches in passes)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -171,7 +187,8 @@ class DistillationDataModule(L.LightningDataModule):
 
     def training_batches(self) -> Iterator[Batch]:
         """Every training row once, in the read order, without teacher labels; for debiasers that must look first."""
-        for rows in row_batches(self.source, self.phases.start, self.phases.stop, self.order, self.seed):
+        phases = self.phases
+        for rows in row_batches(self.source, phases.start, phases.stop, self.order, self.seed, self.keep):
             yield self.source.batch(rows, self.batches.history)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
@@ -199,7 +216,8 @@ class DistillationDataModule(L.LightningDataModule):
         return self.test_dataloader()
 
     def _loader(self, phases: Phases, order: ReadOrder) -> DataLoader[Batch]:
-        return DataLoader(self.batches, sampler=RowSampler(self.source, phases, order, self.seed), batch_size=None)
+        sampler = RowSampler(self.source, phases, order, self.seed, self.keep)
+        return DataLoader(self.batches, sampler=sampler, batch_size=None)
 
 
 def read_labels(
@@ -223,6 +241,7 @@ def align_labels(
     version: str | LabelChoice,
     rows: tuple[int, int],
     min_coverage: float = 0.0,
+    keep: NDArray[np.bool_] | None = None,
 ) -> AlignedLabels:
     """Labels for every row of a dataset, in row order, all of them from one snapshot of the store.
 
@@ -231,9 +250,10 @@ def align_labels(
         version: one teacher version, or several and a policy.
         rows: row positions ``[first, last + 1)`` to train on.
         min_coverage: least share of them, in [0, 1], that must have a label of each task.
+        keep: ``[rows of the dataset]`` bool: which rows keep their label; None: all.
 
     Raises:
-        DataError: if fewer have one, or the store cannot serve the choice.
+        DataError: if fewer have one, the store cannot serve the choice, or ``keep`` has another length.
     """
     choice = LabelChoice((version,)) if isinstance(version, str) else version
     ids, times = source.column("example_id"), source.column("event_time")
@@ -241,6 +261,9 @@ def align_labels(
         aligned = store.aligned(choice, dataset=source.snapshot_id, example_id=ids, event_time=times)
     else:
         aligned = choose_labels(store, choice, ids, times)
+    if keep is not None:
+        _require_rows(keep, source.num_rows)
+        aligned = aligned.masked(torch.from_numpy(np.ascontiguousarray(keep, np.bool_)))
     for task, shares in aligned.coverage(rows).items():
         if (share := sum(shares.values())) < min_coverage:
             raise DataError(
@@ -250,3 +273,13 @@ def align_labels(
                 fix="capture the missing rows, or lower min_coverage",
             )
     return aligned
+
+
+def _require_rows(keep: NDArray[np.bool_], count: int) -> None:
+    """Raise DataError unless ``keep`` says something of every row."""
+    if keep.shape != (count,):
+        raise DataError(
+            f"keep has shape {list(keep.shape)}, the dataset {count:,} rows",
+            where="recdistill_lightning",
+            fix="give one True or False for each row of the dataset",
+        )

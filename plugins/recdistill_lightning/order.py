@@ -59,26 +59,40 @@ def windows(event_time: NDArray[np.int64], start: int, stop: int, hours: float) 
 
 
 def row_batches(
-    source: SampleSource, start: int, stop: int, order: ReadOrder, seed: int
+    source: SampleSource,
+    start: int,
+    stop: int,
+    order: ReadOrder,
+    seed: int,
+    keep: NDArray[np.bool_] | None = None,
 ) -> Iterator[NDArray[np.int64]]:
     """Row positions of each batch, ``[<= batch_size]`` int64. Batches never cross a window.
 
+    Args:
+        source: the dataset. start, stop: row positions ``[start, stop)``. order: batch size and order.
+        seed: of the order inside windows.
+        keep: ``[rows of the dataset]``: which rows are read; None: all of the range.
+
     Raises:
-        DataError: if the range holds no row.
+        DataError: if there is no row to read.
     """
-    if stop <= start:
+    if stop <= start or (keep is not None and not keep[start:stop].any()):
         raise DataError(
-            f"no rows between positions {start} and {stop}", where="read order", fix="widen the split's time range"
+            f"no rows to read between positions {start} and {stop}",
+            where="read order",
+            fix="widen the split's time range",
         )
     within = "time" if order.window_hours <= 0 else order.within
     owners = source.column("request_id" if within == "request" else "user_id")
     for number, (first, last) in enumerate(windows(source.column("event_time"), start, stop, order.window_hours)):
         rows = np.arange(first, last, dtype=np.int64)
+        if keep is not None:
+            rows = rows[keep[first:last]]
         generator = np.random.default_rng([seed, number])
         if within == "shuffle":
             rows = generator.permutation(rows)
         elif within in ("user", "request"):
-            present, place = np.unique(owners[first:last], return_inverse=True)
+            present, place = np.unique(owners[rows], return_inverse=True)
             turn = generator.permutation(len(present))[place]
             rows = rows[np.argsort(turn, kind="stable")]
             if within == "request":

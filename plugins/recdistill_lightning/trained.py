@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recdistill_core.errors import IntegrityError
+from recdistill_core.interfaces import SampleSource
 
 
 class TrainedExamples:
@@ -33,6 +34,29 @@ class TrainedExamples:
         have = self.ids()
         place = np.minimum(np.searchsorted(have, ids), max(len(have) - 1, 0))
         return have[place] == ids if len(have) else np.zeros(len(ids), np.bool_)
+
+    def reached(self, source: SampleSource, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether a row's label can have reached a teacher that was trained on these examples.
+
+        It has where the row was trained on, or a later row of its user was, whose history holds the label as an event.
+
+        Args:
+            source: the dataset of these examples. rows: ``[R]`` row positions.
+
+        Returns:
+            ``[R]`` bool.
+        """
+        ids, times = source.column("example_id"), source.column("event_time")
+        trained = self.known(ids)
+        users, place = np.unique(source.column("user_id"), return_inverse=True)
+        newest = np.full(users.size, np.iinfo(np.int64).min)
+        np.maximum.at(newest, place[trained], times[trained])
+        return trained[rows] | (times[rows] < newest[place[rows]])
+
+    def until(self, source: SampleSource) -> int | None:
+        """Time of the newest of these examples in ``source``, ms since the epoch, UTC; None where there is none."""
+        times = source.column("event_time")[self.known(source.column("example_id"))]
+        return int(times.max()) if times.size else None
 
     def save(self, path: Path) -> None:
         """Write a ``.npy`` file."""

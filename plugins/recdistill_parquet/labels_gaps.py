@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from recdistill_core.errors import UsageError
+from recdistill_core.label_choice import unlabelled
 from recdistill_core.labels import LogitStore
 
 DAY_MS = 86_400_000
@@ -76,12 +76,7 @@ def find_gaps(
     """
     if not versions:
         raise UsageError("gaps need at least one teacher version", fix="name the versions that count")
-    missing = np.ones(example_id.shape, np.bool_)
-    for version in versions:
-        left = np.flatnonzero(missing)
-        if left.size:
-            valid = store.read(version, example_id[left]).valid
-            missing[left] = ~torch.stack(list(valid.values())).all(0).numpy()
+    missing = unlabelled(store, versions, example_id)
     order = np.argsort(event_time, kind="stable")
     gaps = _runs(event_time[order], missing[order], min_rows)
     return Gaps(int(missing.size), int(missing.sum()), gaps, _days(event_time, missing))

@@ -1,4 +1,4 @@
-"""The jobs and their verbs: import, teacher fit, student fit, evaluate, export, run, demo."""
+"""The jobs and their verbs: import, teacher fit, student fit, evaluate, export, run, demo, labels backfill."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from recdistill_core import Command, hookimpl
 
 
-def _lazy(name: str) -> Callable[[], Any]:
-    return lambda: getattr(importlib.import_module("recdistill_pipeline.commands"), name)
+def _lazy(name: str, module: str = "commands") -> Callable[[], Any]:
+    return lambda: getattr(importlib.import_module(f"recdistill_pipeline.{module}"), name)
 
 
 @hookimpl
@@ -24,5 +24,6 @@ def recdistill_commands() -> list[Command]:
         Command("student", _lazy("student_app"), "Train students from the store.", group=True),
         Command("evaluate", _lazy("evaluate"), "Evaluate a run: eta with intervals."),
         Command("export", _lazy("export"), "Export the distilled students of a finished run."),
+        Command("labels backfill", _lazy("backfill", "commands_labels"), "Label the rows that have no label."),
         Command("config", _lazy("config_app"), "Look at a configuration before running it.", group=True),
     ]

@@ -41,7 +41,8 @@ def _say(line: str) -> None:
     messages().print(line, markup=False, highlight=False)
 
 
-def _bar() -> Progress:
+def progress_bar() -> Progress:
+    """A bar for counts on stderr that leaves nothing behind."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=messages(), transient=True)
 
@@ -50,7 +51,7 @@ def _with_run(plan: Plan, out: Path, job: str) -> Any:
     """Open the run directory, do one of its jobs under a progress bar for imports, and return its answer."""
     from recdistill_pipeline.run import Run
 
-    with _bar() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("import", total=None, visible=False)
 
         def progress(done: int, total: int | None) -> None:
@@ -119,7 +120,7 @@ def export(
     others = [
         entry for entry in plain.get("exporters", []) if entry["name"].rpartition(":")[2] != name.rpartition(":")[2]
     ]
-    plan = _made({**plain, "exporters": [*others, {"name": name, **_settings(settings)}]})
+    plan = _made({**plain, "exporters": [*others, {"name": name, **settings_of(settings)}]})
     found = _with_run(plan, out, "export")
     paths = [str(out / step / facts["path"]) for step, facts in found.items()]
     emit(found, json, lambda console: console.print("\n".join(paths), highlight=False, soft_wrap=True))
@@ -131,7 +132,7 @@ def _config_of(run: Path) -> Path:
     return run / "config.yaml"
 
 
-def _settings(settings: list[str] | None) -> dict[str, Any]:
+def settings_of(settings: list[str] | None) -> dict[str, Any]:
     """``["key=value", ...]`` of a component's settings as plain values."""
     from omegaconf import OmegaConf
 
@@ -151,7 +152,7 @@ def teacher_fit(
 ) -> None:
     """Train one teacher per seed, each logit captured before the update on its example; or ask one that is external."""
     _with_run(_plan(config, overrides), out, "teachers")
-    _list_steps(out, "seed-*/teacher", json)
+    _list_steps(out, "teacher", json)
 
 
 @student_app.command("fit")
@@ -163,11 +164,14 @@ def student_fit(
 ) -> None:
     """Train every student raw and distilled, per seed, from the labels in the store."""
     _with_run(_plan(config, overrides), out, "students")
-    _list_steps(out, "seed-*/*-*", json)
+    _list_steps(out, "student", json)
 
 
-def _list_steps(out: Path, pattern: str, json: bool) -> None:
-    steps = sorted(str(path.parent) for path in out.glob(f"{pattern}/manifest.json"))
+def _list_steps(out: Path, kind: str, json: bool) -> None:
+    from recdistill_pipeline.rundir import read_json
+
+    paths = sorted(out.glob("seed-*/*/manifest.json"))
+    steps = [str(path.parent) for path in paths if read_json(path)["kind"] == kind]
     emit(steps, json, lambda console: console.print("\n".join(steps), highlight=False, soft_wrap=True))
 
 
@@ -183,10 +187,10 @@ def data_import(
     from recdistill_pipeline.dataset import import_dataset, open_dataset
 
     problems: list[Problem] = []
-    importer = resolve(installed(), "importer", {"name": name, **_settings(settings)}, "settings", problems)
+    importer = resolve(installed(), "importer", {"name": name, **settings_of(settings)}, "settings", problems)
     if importer is None:
         raise ConfigError(problems)
-    with _bar() as bar:
+    with progress_bar() as bar:
         task = bar.add_task(f"importing {name}", total=None)
         import_dataset(importer, out, memory_limit, lambda done, total: bar.update(task, completed=done, total=total))
     source = open_dataset(out)

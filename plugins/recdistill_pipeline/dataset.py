@@ -50,11 +50,11 @@ def make_split(source: SampleSource, config: SplitConfig) -> Split:
     Raises:
         UsageError: for a bound that is no time and no share. DataError: for an empty range.
     """
-    start = _row(source, config.train_from, "train_from", 0)
-    test_from = _row(source, config.test_from, "test_from", source.num_rows)
-    test_until = _row(source, config.test_until, "test_until", source.num_rows)
-    student = _row(source, config.student_from, "student_from", start)
-    stream = _row(source, config.stream_from, "stream_from", test_from)
+    start = row_of(source, config.train_from, "split.train_from", 0)
+    test_from = row_of(source, config.test_from, "split.test_from", source.num_rows)
+    test_until = row_of(source, config.test_until, "split.test_until", source.num_rows)
+    student = row_of(source, config.student_from, "split.student_from", start)
+    stream = row_of(source, config.stream_from, "split.stream_from", test_from)
     split = Split((start, test_from), (student, test_from), (test_from, test_until), min(stream, test_from))
     for name, (first, last) in (("teacher", split.teacher), ("student", split.student), ("test", split.test)):
         if last <= first:
@@ -80,7 +80,15 @@ def require_both_classes(source: SampleSource, rows: tuple[int, int], task: str)
         )
 
 
-def _row(source: SampleSource, bound: str, name: str, default: int) -> int:
+def row_of(source: SampleSource, bound: str, name: str, default: int) -> int:
+    """First row at or after a bound: an ISO date or time (UTC), ms since the epoch, or a share such as ``80%``.
+
+    Args:
+        source: the dataset. bound: empty for ``default``. name: of the setting, for messages.
+
+    Raises:
+        UsageError: if it is none of these.
+    """
     text = bound.strip()
     if not text:
         return default
@@ -99,8 +107,8 @@ def _row(source: SampleSource, bound: str, name: str, default: int) -> int:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise UsageError(
-            f"split bound {bound!r} is no time and no share of the rows",
-            where=f"split.{name}",
+            f"{bound!r} is no time and no share of the rows",
+            where=name,
             fix="write an ISO date or time (2022-05-04, 2022-05-04T12:00:00+08:00), ms since the epoch, or '80%'",
         ) from error
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)

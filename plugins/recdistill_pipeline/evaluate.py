@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from recdistill_core.batch import Batch
 from recdistill_core.component import BuildContext
-from recdistill_core.interfaces import CaptureMode, LogitStore, SampleSource
+from recdistill_core.interfaces import LogitStore, SampleSource
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.external import teacher_logits
 from recdistill_pipeline.models import build_student, build_teacher
 from recdistill_pipeline.plan import Plan
-from recdistill_pipeline.rundir import RunDirectory, read_json
+from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here
 from recdistill_pipeline.scoring import cost, score_rows
 from recdistill_pipeline.statistics import transferability
+from recdistill_pipeline.student_labels import published_store
 
 Floats = NDArray[np.float64]
 BOOTSTRAP_SEED = 20_240_229
@@ -56,7 +57,7 @@ def predict(
     store: LogitStore,
     say: Callable[[str], None],
 ) -> Predictions:
-    """Score the observed test rows with every model of the run; an external teacher's logits are in the store."""
+    """Score the observed test rows with every model; logits of a teacher that was not trained here are stored."""
     task = plan.config.task
     label = source.column(f"label_{task}")[split.test[0] : split.test[1]].astype(np.float64)
     seen = ~np.isnan(label)
@@ -66,15 +67,15 @@ def predict(
     costs: dict[str, Mapping[str, float | None]] = {}
     batch_size = plan.config.evaluation.batch_size
     for seed in plan.config.seeds:
-        labels = read_json(run.path / f"seed-{seed}/teacher/manifest.json")["labels"]
-        external = labels["mode"] == CaptureMode.EXTERNAL
-        if external:
-            ids = source.column("example_id")[split.test[0] : split.test[1]][seen]
-            found = teacher_logits(store, labels["version"], task, ids)
+        teacher = read_json(run.path / f"seed-{seed}/teacher/manifest.json")
+        trained = trained_here(teacher)
+        if not trained:
+            rows = split.test[0] + np.flatnonzero(seen)
+            found = teacher_logits(published_store(plan, store), teacher["labels"], task, source, rows)
             logits.setdefault("teacher", []).append(found)
             costs.setdefault("teacher", UNKNOWN_COST)
             _keep(run.path / "predictions" / f"seed-{seed}-teacher.parquet", source, split, seen, found)
-        for name, step, module in _models(plan, run, source, seed, external):
+        for name, step, module in _models(plan, run, source, seed, trained):
             say(f"scoring {split.test[1] - split.test[0]:,} test rows with {name}, seed {seed}")
             module.eval()
 
@@ -96,9 +97,9 @@ def predict(
     return Predictions(label, user, logits, costs, truth)
 
 
-def _models(plan: Plan, run: RunDirectory, source: SampleSource, seed: int, external: bool) -> Any:
+def _models(plan: Plan, run: RunDirectory, source: SampleSource, seed: int, trained: bool) -> Any:
     """``(name, step, module)`` of every model of one seed that the run trained, restored from its step."""
-    if not external:
+    if trained:
         step = f"seed-{seed}/teacher"
         yield "teacher", step, build_teacher(plan, source.schema, seed, run.checked(step, "model.safetensors"))
     for label in plan.students:

@@ -1,4 +1,4 @@
-"""The teacher step of a teacher that recdistill does not train: it labels the students' rows and the test rows."""
+"""Teacher steps without training: an external teacher labels rows, or versions that others published are read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recdistill_core.batch import TeacherSignal
 from recdistill_core.component import BuildContext
 from recdistill_core.errors import DataError
 from recdistill_core.interfaces import LogitStore, SampleSource, Teacher, TrainableTeacher
+from recdistill_core.label_choice import choose_labels
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.label import label_rows
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.runconfig import CaptureConfig, TeacherTrainingConfig
+from recdistill_pipeline.student_labels import choice_of, label_facts, published_choice, published_store
 
 
 def black_box(plan: Plan, source: SampleSource) -> Teacher | None:
@@ -27,6 +30,8 @@ def black_box(plan: Plan, source: SampleSource) -> Teacher | None:
 
 def without_effect(plan: Plan) -> list[str]:
     """Settings of the run that differ from their defaults and say nothing about a teacher that is not trained here."""
+    # with versions of others among them, labels may be leaky whatever this teacher is
+    for_students = ("min_coverage", *(("allow_leaky",) if plan.config.labels.versions else ()))
     found = [
         f"{section}.{entry.name}"
         for section, config, plain in (
@@ -34,7 +39,7 @@ def without_effect(plan: Plan) -> list[str]:
             ("capture", plan.config.capture, CaptureConfig()),
         )
         for entry in fields(config)
-        if getattr(config, entry.name) != getattr(plain, entry.name) and entry.name != "min_coverage"
+        if getattr(config, entry.name) != getattr(plain, entry.name) and entry.name not in for_students
     ]
     found += ["teacher_debiasers"] if plan.teacher_debiasers else []
     found += ["split.train_from"] if plan.config.split.train_from and plan.config.split.student_from else []
@@ -76,58 +81,107 @@ def label_teacher(
     if found.unscored:
         shown = ", ".join(map(str, found.unscored_examples))
         say(f"{plan.teacher.name} has no score for {found.unscored:,} of {found.rows:,} rows: examples {shown}, ...")
-    version = found.version
-    _require_coverage(plan, source, split, store, version.version)
-    compared = _compared(plan, source, split, store, version.version, say)
-    return {
-        "kind": "teacher",
-        "seed": seed,
-        "labels": {
-            "version": version.version,
-            "mode": version.mode.value,
-            "tasks": list(version.tasks),
-            "count": version.count,
-            "view": version.view,
-        },
-        "fingerprint": version.version,
-        "description": {**_described(teacher), "labelled": counts, "compared": compared},
-        "debiasers": {},
-    }
+    step = _step(plan, source, split, store, seed, say, label_facts([found.version]))
+    step["description"] = {**_described(teacher), "labelled": counts, **step["description"]}
+    return step
 
 
-def teacher_logits(store: LogitStore, version: str, task: str, example_id: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Logits ``[M]`` of ``example_id [M]``. Raises DataError where one has none."""
-    signal = store.read(version, example_id)
+def read_published(
+    plan: Plan,
+    source: SampleSource,
+    split: Split,
+    store: LogitStore,
+    seed: int,
+    say: Callable[[str], None],
+    out: Path,
+) -> dict[str, Any]:
+    """The step of a run whose students learn from versions that others have put into the store.
+
+    Raises:
+        DataError: as :func:`label_teacher`. IntegrityError, LeakError: if a version is not fit for this run.
+    """
+    facts = published_choice(plan, store, source)
+    return _step(plan, source, split, published_store(plan, store), seed, say, facts)
+
+
+def teacher_logits(
+    store: LogitStore, labels: Mapping[str, Any], task: str, source: SampleSource, rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Logits ``[R]`` of the row positions ``rows [R]`` from a teacher step's ``labels``.
+
+    Raises:
+        DataError: where one has none.
+    """
+    ids = source.column("example_id")[rows]
+    signal = choose_labels(store, choice_of(labels), ids, source.column("event_time")[rows]).signal
     absent = ~signal.valid[task].numpy()
     if absent.any():
         raise DataError(
             f"the teacher has no score of task {task!r} for {int(absent.sum()):,} of {absent.size:,} test rows",
-            where=f"example {int(example_id[absent][0])}",
+            where=f"example {int(ids[absent][0])}",
             fix="give it scores for all test rows, or bound them with split.test_from and split.test_until",
         )
     return signal.logits[task].double().numpy()
 
 
-def _require_coverage(plan: Plan, source: SampleSource, split: Split, store: LogitStore, version: str) -> None:
+def observed_rows(source: SampleSource, rows: tuple[int, int], task: str) -> NDArray[np.int64]:
+    """``[R]`` positions of the rows in ``[first, last + 1)`` whose label of ``task`` is known."""
+    return rows[0] + np.flatnonzero(~np.isnan(source.column(f"label_{task}")[rows[0] : rows[1]]))
+
+
+def _step(
+    plan: Plan,
+    source: SampleSource,
+    split: Split,
+    store: LogitStore,
+    seed: int,
+    say: Callable[[str], None],
+    labels: dict[str, Any],
+) -> dict[str, Any]:
+    """Facts of a teacher step without training; whatever would stop the run later stops it here."""
+    _require_coverage(plan, source, split, store, labels)
+    return {
+        "kind": "teacher",
+        "seed": seed,
+        "labels": labels,
+        "fingerprint": labels["version"],
+        "description": {"compared": _compared(plan, source, split, store, labels, say)},
+        "debiasers": {},
+    }
+
+
+def _student_signal(source: SampleSource, split: Split, store: LogitStore, labels: Mapping[str, Any]) -> TeacherSignal:
+    part = slice(*split.student)
+    ids, times = source.column("example_id")[part], source.column("event_time")[part]
+    return choose_labels(store, choice_of(labels), ids, times).signal
+
+
+def _require_coverage(
+    plan: Plan, source: SampleSource, split: Split, store: LogitStore, labels: Mapping[str, Any]
+) -> None:
     """Find before any student is trained what would stop the run after it."""
-    ids, task = source.column("example_id"), plan.config.task
-    seen = ~np.isnan(source.column(f"label_{task}")[split.test[0] : split.test[1]])
-    teacher_logits(store, version, task, ids[split.test[0] : split.test[1]][seen])
-    share = float(store.read(version, ids[split.student[0] : split.student[1]]).valid[task].float().mean())
+    task = plan.config.task
+    teacher_logits(store, labels, task, source, observed_rows(source, split.test, task))
+    share = float(_student_signal(source, split, store, labels).valid[task].float().mean())
     if share < plan.config.capture.min_coverage:
         raise DataError(
             f"the teacher has scores for {share:.1%} of the students' training rows, less than the "
             f"{plan.config.capture.min_coverage:.1%} of capture.min_coverage",
-            where=plan.teacher.label,
+            where=plan.teacher.label if plan.config.labels.own else "labels.versions",
             fix="give it the missing scores, or lower capture.min_coverage",
         )
 
 
 def _compared(
-    plan: Plan, source: SampleSource, split: Split, store: LogitStore, version: str, say: Callable[[str], None]
+    plan: Plan,
+    source: SampleSource,
+    split: Split,
+    store: LogitStore,
+    labels: Mapping[str, Any],
+    say: Callable[[str], None],
 ) -> dict[str, dict[str, float]]:
     """Labels beside outcomes of the students' rows, by task; a scale that was declared wrongly shows here."""
-    signal = store.read(version, source.column("example_id")[split.student[0] : split.student[1]])
+    signal = _student_signal(source, split, store, labels)
     found = {}
     for task in plan.config.all_tasks():
         label = source.column(f"label_{task}")[split.student[0] : split.student[1]]

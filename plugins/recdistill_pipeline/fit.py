@@ -2,50 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recdistill_core.batch import TeacherSignal
 from recdistill_core.component import BuildContext
 from recdistill_core.interfaces import LabelVersion, LogitStore, SampleSource
-from recdistill_lightning.capture import LogitCapture, capture_after_training
-from recdistill_lightning.data import DistillationDataModule, align_labels
+from recdistill_core.labels import LabelPolicy
+from recdistill_lightning.capture import LogitCapture
+from recdistill_lightning.capture_after import capture_after_training
+from recdistill_lightning.data import DistillationDataModule
+from recdistill_lightning.folds import make_folds
 from recdistill_lightning.modules import StudentModule, TeacherModule
 from recdistill_pipeline.checkpoint import save_weights
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.models import build_student, build_teacher, debiaser_reports, fit_debiasers, read_order
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.runconfig import TrainingConfig
+from recdistill_pipeline.scoring import rows_by_user
+from recdistill_pipeline.student_labels import label_facts, student_labels
 
 
 def fit_teacher(
-    plan: Plan, source: SampleSource, split: Split, store: LogitStore, seed: int, out: Path
+    plan: Plan,
+    source: SampleSource,
+    split: Split,
+    store: LogitStore,
+    seed: int,
+    out: Path,
+    folds: Sequence[LabelVersion] = (),
 ) -> dict[str, Any]:
-    """Train a teacher into ``out`` and leave its labels in the store; returns the step's facts."""
+    """Train a teacher into ``out`` and leave its labels in the store; returns the step's facts.
+
+    Args:
+        plan, source, split, store, seed, out: as they say.
+        folds: versions of the copies that have labelled the rows out of fold already.
+    """
     config = plan.config.teacher_training
     module = build_teacher(plan, source.schema, seed)
-    data = _training_data(module, source, config, split.teacher, split.stream, seed)
+    data = training_data(module, source, config, split.teacher, split.stream, seed)
     # resume: a crash may fall between the commit of the labels and that of the step
-    facts = {
-        "teacher": plan.teacher.plain(),
-        "debiasers": [entry.plain() for entry in plan.teacher_debiasers],
-        "trainer": plan.trainer.plain(),
-    }
+    facts = label_notes(plan)
     capture = LogitCapture(store, warmup_steps=plan.config.capture.warmup_steps, facts=facts, resume=True)
     callbacks = [capture] if plan.config.capture.mode == "prequential" else []
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
     trainer.fit(module, data, epochs=data.epochs, callbacks=callbacks, out=out / "log", title=f"teacher, seed {seed}")
     save_weights(module.state_dict(), out / "model.safetensors")
     module.trained.save(out / "trained_on.npy")
-    version = capture.committed or _capture_leaky(plan, module, data, store, facts)
+    labels = list(folds) or [capture.committed or _capture_leaky(plan, module, data, store, facts)]
     return {
         "kind": "teacher",
         "seed": seed,
-        "labels": _plain(version),
+        "labels": label_facts(labels, LabelPolicy.ANY_OF if len(labels) > 1 else LabelPolicy.EXACT),
         "fingerprint": module.teacher.fingerprint(),
         "description": dict(module.teacher.describe()),
         "debiasers": debiaser_reports(module),
+    }
+
+
+def fit_fold(
+    plan: Plan, source: SampleSource, split: Split, store: LogitStore, seed: int, number: int, out: Path
+) -> dict[str, Any]:
+    """Train one copy of the teacher and have it label the rows of its fold, none of which can have reached it."""
+    config, capture = plan.config.teacher_training, plan.config.capture
+    fold = make_folds(source, split.teacher, capture.folds, capture.fold_by, seed)[number]
+    module = build_teacher(plan, source.schema, seed)
+    data = training_data(module, source, config, split.teacher, split.stream, seed, keep=fold.train)
+    trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
+    title = f"teacher, seed {seed}, fold {number + 1} of {capture.folds}"
+    trainer.fit(module, data, epochs=data.epochs, callbacks=[], out=out / "log", title=title)
+    save_weights(module.state_dict(), out / "model.safetensors")
+    module.trained.save(out / "trained_on.npy")
+    facts = {"fold": number, "folds": capture.folds, "fold_by": capture.fold_by, **label_notes(plan)}
+    version = capture_after_training(
+        module,
+        rows_by_user(source, fold.score, module.history, plan.config.evaluation.batch_size),
+        store,
+        view=source.schema.view_hash(),
+        facts={"dataset": source.snapshot_id, "seed": seed, "trained_until": module.trained.until(source), **facts},
+        source=source,
+        resume=True,
+    )
+    return {
+        "kind": "fold",
+        "seed": seed,
+        "labels": label_facts([version]),
+        "fingerprint": version.version,
+        "trained_rows": int(fold.train.sum()),
+    }
+
+
+def label_notes(plan: Plan) -> dict[str, Any]:
+    """What else makes the labels, as facts of their version."""
+    return {
+        "teacher": plan.teacher.plain(),
+        "debiasers": [entry.plain() for entry in plan.teacher_debiasers],
+        "trainer": plan.trainer.plain(),
     }
 
 
@@ -73,22 +129,20 @@ def fit_student(
     teacher: Mapping[str, Any] | None,
     seed: int,
     out: Path,
+    run: Path | None = None,
 ) -> dict[str, Any]:
-    """Train a raw student (``teacher`` None) or one that learns from a teacher step's labels; returns its facts."""
+    """Train a raw student (``teacher`` None) or one that learns from a teacher step's labels; returns its facts.
+
+    ``run`` is the directory in whose name the labels' snapshot is pinned; None leaves it unpinned.
+    """
     config = plan.config.student_training
     module = build_student(plan, label, source.schema, seed, distilled=teacher is not None)
     facts: dict[str, Any] = {"kind": "student", "student": label, "seed": seed, "labels": None}
     signal = None
     if teacher is not None:
-        version = teacher["labels"]["version"]
-        aligned = align_labels(source, store, version, split.student, plan.config.capture.min_coverage)
-        signal, coverage = aligned.signal, aligned.coverage(split.student)
-        facts["labels"] = {
-            **teacher["labels"],
-            "coverage": {task: sum(shares.values()) for task, shares in coverage.items()},
-            "store": aligned.snapshot,
-        }
-    data = _training_data(module, source, config, split.student, split.stream, seed, signal)
+        aligned, facts["labels"] = student_labels(plan, source, split.student, store, teacher["labels"], run)
+        signal = aligned.signal
+    data = training_data(module, source, config, split.student, split.stream, seed, signal)
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
     kind = "raw" if teacher is None else "distilled"
     title = f"{kind} {label}, seed {seed}"
@@ -99,7 +153,7 @@ def fit_student(
     return facts
 
 
-def _training_data(
+def training_data(
     module: TeacherModule | StudentModule,
     source: SampleSource,
     config: TrainingConfig,
@@ -107,6 +161,7 @@ def _training_data(
     stream: int,
     seed: int,
     labels: TeacherSignal | None = None,
+    keep: NDArray[np.bool_] | None = None,
 ) -> DistillationDataModule:
     """The module's training rows, which its debiasers have looked at."""
     data = DistillationDataModule(
@@ -115,6 +170,7 @@ def _training_data(
         train=rows,
         stream_from=stream,
         batch_epochs=config.batch_epochs,
+        keep=keep,
         history=module.history,
         labels=labels,
         seed=seed,
@@ -125,13 +181,3 @@ def _training_data(
 
 def _served(module: StudentModule) -> dict[str, Any]:
     return dict(module.serving_module().state_dict())
-
-
-def _plain(version: LabelVersion) -> dict[str, Any]:
-    return {
-        "version": version.version,
-        "mode": version.mode.value,
-        "tasks": list(version.tasks),
-        "count": version.count,
-        "view": version.view,
-    }

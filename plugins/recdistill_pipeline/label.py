@@ -145,30 +145,20 @@ class _Job:
 
     def _scored(self, batch: Batch) -> dict[str, Tensor]:
         try:
-            logits = self.teacher.score(batch.without_outcomes()).logits
+            return score_batch(self.teacher, batch, self.tasks)
         except (Exception, KeyboardInterrupt):
             self._commit()  # what was scored so far may have been paid for
             raise
-        for task in self.tasks:
-            if task not in logits or logits[task].shape != batch.example_id.shape:
-                given = f"shape {list(logits[task].shape)}" if task in logits else "no logits"
-                raise DataError(
-                    f"the teacher gave {given} of task {task!r} for {len(batch)} rows",
-                    where=f"{type(self.teacher).__name__}.score",
-                    fix="return one logit of every task for each row, NaN where there is none",
-                )
-        return {task: logits[task].detach().float().cpu() for task in self.tasks}
 
     def _append(self, batch: Batch, logits: Mapping[str, Tensor]) -> None:
-        absent = torch.stack([torch.isnan(logit) for logit in logits.values()]).any(dim=0)
+        known = with_scores(logits)
         ids = batch.example_id.cpu()
-        self.unscored += int(absent.sum())
-        self.examples += ids[absent][: 3 - len(self.examples)].tolist()
-        if self.writer is not None and not absent.all():
-            kept = {task: logit[~absent] for task, logit in logits.items()}
-            now = time.time_ns() // 1_000_000
-            self.writer.append(ids[~absent], kept, step=-1, scored_at=now)
-            self.pending += int((~absent).sum())
+        self.unscored += int((~known).sum())
+        self.examples += ids[~known][: 3 - len(self.examples)].tolist()
+        if self.writer is not None and known.any():
+            kept = {task: logit[known] for task, logit in logits.items()}
+            self.writer.append(ids[known], kept, step=-1, scored_at=time.time_ns() // 1_000_000)
+            self.pending += int(known.sum())
 
     def _commit(self) -> None:
         if self.writer is not None and self.pending:
@@ -176,6 +166,29 @@ class _Job:
             self.added += self.pending
             self.pending = 0
         self.last_commit = time.monotonic()
+
+
+def score_batch(teacher: Teacher, batch: Batch, tasks: Sequence[str]) -> dict[str, Tensor]:
+    """Raw logits ``{task: [N]}`` of a batch, of which the teacher is shown no outcome; NaN where it knows nothing.
+
+    Raises:
+        DataError: if the teacher gives other tasks or shapes.
+    """
+    logits = teacher.score(batch.without_outcomes()).logits
+    for task in tasks:
+        if task not in logits or logits[task].shape != batch.example_id.shape:
+            given = f"shape {list(logits[task].shape)}" if task in logits else "no logits"
+            raise DataError(
+                f"the teacher gave {given} of task {task!r} for {len(batch)} rows",
+                where=f"{type(teacher).__name__}.score",
+                fix="return one logit of every task for each row, NaN where there is none",
+            )
+    return {task: logits[task].detach().float().cpu() for task in tasks}
+
+
+def with_scores(logits: Mapping[str, Tensor]) -> Tensor:
+    """``[N]`` bool: rows that have a logit of every task."""
+    return ~torch.stack([torch.isnan(logit) for logit in logits.values()]).any(dim=0)
 
 
 def _require_black_box(teacher: Teacher, tasks: Sequence[str]) -> None:

@@ -13,18 +13,18 @@ import torch
 from recdistill_core.config import make
 from recdistill_core.errors import UsageError
 from recdistill_core.files import write_atomically
-from recdistill_core.interfaces import CaptureMode, LogitStore, SampleSource, Teacher
+from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore, SampleSource, Teacher
 from recdistill_core.registry import Registry
 from recdistill_core.wiring import check
 from recdistill_pipeline.dataset import Progress, Split, import_dataset, make_split, require_both_classes
 from recdistill_pipeline.evaluate import measure, predict
 from recdistill_pipeline.export import by_student, export_students
-from recdistill_pipeline.external import black_box, label_teacher, without_effect
-from recdistill_pipeline.fit import fit_student, fit_teacher
+from recdistill_pipeline.external import black_box, label_teacher, read_published, without_effect
+from recdistill_pipeline.fit import fit_fold, fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.plots import draw_all
 from recdistill_pipeline.report import summary
-from recdistill_pipeline.rundir import RunDirectory, read_json, versions
+from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here, versions
 
 
 class Run:
@@ -68,6 +68,9 @@ class Run:
         """Train a teacher per seed, or ask one that is not trained here; their labels land in the store."""
         source, split = self.dataset()
         todo = [seed for seed in self.plan.config.seeds if not self.directory.done(f"seed-{seed}/teacher")]
+        if not self.plan.config.labels.own:
+            self._read(source, split, todo)
+            return
         teacher = black_box(self.plan, source) if todo else None
         if teacher is not None:
             self._ask(teacher, source, split, todo)
@@ -76,7 +79,33 @@ class Run:
             name = f"seed-{seed}/teacher"
             if not self.directory.done(name):
                 self.say(f"teacher {self.plan.teacher.name}, seed {seed}: {split.teacher[1] - split.teacher[0]:,} rows")
-            self.directory.step(name, partial(fit_teacher, self.plan, source, split, self.store, seed))
+            work = partial(fit_teacher, self.plan, source, split, self.store, seed)
+            folds = [] if self.directory.done(name) else self._folds(source, split, seed)
+            self.directory.step(name, partial(work, folds=folds))
+
+    def _folds(self, source: SampleSource, split: Split, seed: int) -> list[LabelVersion]:
+        """Label out of fold, a step per copy of the teacher, where the configuration asks for it."""
+        capture = self.plan.config.capture
+        if capture.mode != CaptureMode.OUT_OF_FOLD:
+            return []
+        made = []
+        for number in range(capture.folds):
+            name = f"seed-{seed}/teacher-fold-{number}"
+            if not self.directory.done(name):
+                self.say(f"teacher {self.plan.teacher.name}, seed {seed}, fold {number + 1} of {capture.folds}")
+            work = partial(fit_fold, self.plan, source, split, self.store, seed, number)
+            made.append(self.directory.step(name, work)["labels"]["version"])
+        known = {entry.version: entry for entry in self.store.versions()}
+        return [known[version] for version in made]
+
+    def _read(self, source: SampleSource, split: Split, seeds: Sequence[int]) -> None:
+        """Take the labels that others have published; no teacher is trained."""
+        idle = without_effect(self.plan)
+        if idle:
+            self.say(f"labels are read, no teacher is trained; without effect: {', '.join(idle)}")
+        for seed in seeds:
+            work = partial(read_published, self.plan, source, split, self.store, seed, self.say)
+            self.directory.step(f"seed-{seed}/teacher", work)
 
     def _ask(self, teacher: Teacher, source: SampleSource, split: Split, seeds: Sequence[int]) -> None:
         """Label with a teacher that is the same for every seed; the rows are scored once."""
@@ -107,7 +136,8 @@ class Run:
         name = f"seed-{seed}/{label}-{kind}"
         if not self.directory.done(name):
             self.say(f"{kind} student {label}, seed {seed}: {split.student[1] - split.student[0]:,} rows")
-        self.directory.step(name, partial(fit_student, self.plan, label, source, split, self.store, teacher, seed))
+        work = partial(fit_student, self.plan, label, source, split, self.store, teacher, seed)
+        self.directory.step(name, partial(work, run=self.directory.path))
 
     def evaluate(self) -> dict[str, Any]:
         """Score, measure, export and report; writes exports, metrics.json, manifest.json, summary.md and plots."""
@@ -158,12 +188,13 @@ class Run:
         return {str(path.parent.relative_to(self.directory.path)): read_json(path) for path in paths}
 
     def _capture(self) -> str:
-        """How the labels came to be."""
-        step = f"seed-{self.plan.config.seeds[0]}/teacher"
+        """How the labels that the students learnt from came to be."""
+        step = f"seed-{self.plan.config.seeds[0]}/{next(iter(self.plan.students))}-distilled"
         return str(read_json(self.directory.path / step / "manifest.json")["labels"]["mode"])
 
     def _about(self, source: SampleSource, split: Split, found: Any) -> dict[str, Any]:
         steps = self._steps()
+        teacher = steps[f"seed-{self.plan.config.seeds[0]}/teacher"]
         coverage = {
             label: steps[f"seed-{self.plan.config.seeds[0]}/{label}-distilled"]["labels"]["coverage"][
                 self.plan.config.task
@@ -176,7 +207,7 @@ class Run:
             "capture": self._capture(),
             "confidence": self.plan.config.evaluation.confidence,
             "data": {
-                "teacher_rows": 0 if self._capture() == CaptureMode.EXTERNAL else split.teacher[1] - split.teacher[0],
+                "teacher_rows": split.teacher[1] - split.teacher[0] if trained_here(teacher) else 0,
                 "student_rows": split.student[1] - split.student[0],
                 "test_rows": len(found.label),
                 "test_users": len(set(found.user.tolist())),

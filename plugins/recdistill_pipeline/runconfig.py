@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recdistill_core.interfaces import CaptureMode
+from recdistill_core.labels import LabelPolicy
 
-CAPTURES = (CaptureMode.PREQUENTIAL.value, CaptureMode.LEAKY.value)
+CAPTURES = (CaptureMode.PREQUENTIAL.value, CaptureMode.OUT_OF_FOLD.value, CaptureMode.LEAKY.value)
+#: Stands for the labels that the run's own teacher makes.
+OWN = "own"
 
 
 @dataclass(frozen=True)
@@ -95,14 +98,19 @@ class CaptureConfig:
     """How teacher logits become labels.
 
     Attributes:
-        mode: ``prequential`` (from the training forward pass, before the update) or ``leaky`` (scored after training;
-            only for showing the damage).
-        allow_leaky: must be true for ``leaky``.
+        mode: ``prequential`` (from the training forward pass, before the update), ``out_of_fold`` (from copies of the
+            teacher that have not seen the row; the one for teachers trained several times over the same rows) or
+            ``leaky`` (scored after training; only for showing the damage).
+        folds: copies of the teacher for ``out_of_fold``: >= 2 by user, >= 1 by time.
+        fold_by: ``user`` or ``time``; see :func:`recdistill_lightning.folds.make_folds`.
+        allow_leaky: must be true for ``leaky``, and for students of versions with leaky labels.
         warmup_steps: first training steps whose logits are not captured.
         min_coverage: share of the students' training rows that must have a label, in [0, 1].
     """
 
     mode: str = "prequential"
+    folds: int = 5
+    fold_by: str = "user"
     allow_leaky: bool = False
     warmup_steps: int = 0
     min_coverage: float = 0.0
@@ -110,10 +118,58 @@ class CaptureConfig:
     def __post_init__(self) -> None:
         if self.mode not in CAPTURES:
             raise ValueError(f"mode must be one of {', '.join(CAPTURES)}, got {self.mode!r}")
+        from recdistill_lightning.folds import FOLDS_BY
+
+        if self.fold_by not in FOLDS_BY:
+            raise ValueError(f"fold_by must be one of {', '.join(FOLDS_BY)}, got {self.fold_by!r}")
+        least = 2 if self.fold_by == "user" else 1
+        if self.folds < least:
+            raise ValueError(f"folds must be >= {least} by {self.fold_by}, got {self.folds}")
         if not 0.0 <= self.min_coverage <= 1.0:
             raise ValueError(f"min_coverage must lie in [0, 1], got {self.min_coverage}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps}")
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    """Which labels of the store the students learn from.
+
+    Attributes:
+        versions: teacher versions; ``own`` stands for what this run's teacher makes. Empty: ``own`` alone. Without
+            ``own`` no teacher is trained: versions that others have published are read, and for the teacher's side of
+            eta they must label the test rows, too.
+        policy: with several versions ``any_of`` (the first of them that has a label) or ``latest_before_event`` (the
+            one whose teacher was trained last before the row); with one, ``exact``.
+        snapshot: commit of the store to read, 8 digits of its id or more, for published versions; empty: the newest.
+        examples: a Parquet file with a column ``example_id``: only these examples keep their labels; empty: all.
+        without: such a file of examples whose labels are left out; empty: none.
+        allow_other_dataset: true where labels that were made for another dataset (a newer import of the same log) are
+            for examples of the same ids.
+    """
+
+    versions: list[str] = field(default_factory=list)
+    policy: str = LabelPolicy.EXACT.value
+    snapshot: str = ""
+    examples: str = ""
+    without: str = ""
+    allow_other_dataset: bool = False
+
+    def __post_init__(self) -> None:
+        policies = [policy.value for policy in LabelPolicy]
+        if self.policy not in policies:
+            raise ValueError(f"policy must be one of {', '.join(policies)}, got {self.policy!r}")
+        if len(set(self.versions)) != len(self.versions) or not all(self.versions):
+            raise ValueError(f"versions must be distinct and not empty, got {self.versions}")
+        if len(self.versions) > 1 and self.policy == LabelPolicy.EXACT:
+            raise ValueError(f"{len(self.versions)} versions need a policy: any_of or latest_before_event")
+        if self.snapshot and self.own:
+            raise ValueError("snapshot is for published versions; labels of this run's teacher are later than any")
+
+    @property
+    def own(self) -> bool:
+        """Whether this run's own teacher is among the versions."""
+        return not self.versions or OWN in self.versions
 
 
 @dataclass(frozen=True)
@@ -169,6 +225,7 @@ class RunConfig:
     teacher_training: TeacherTrainingConfig = field(default_factory=TeacherTrainingConfig)
     student_training: TrainingConfig = field(default_factory=TrainingConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     exporters: list[Any] = field(default_factory=list)
     trainer: dict[str, Any] = field(default_factory=lambda: {"name": "lightning"})

@@ -128,6 +128,11 @@ class RunDirectory:
         return path
 
 
+def trained_here(manifest: Mapping[str, Any]) -> bool:
+    """Whether a teacher step has a model; labels of the others came from elsewhere."""
+    return "model.safetensors" in manifest["files"]
+
+
 def _early(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in LATE}
 

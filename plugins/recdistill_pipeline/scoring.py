@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,15 @@ def score_rows(
             batch = source.batch(part.astype(np.int64) + rows[0], history)
             logits[part] = score(batch).double().numpy()
     return logits
+
+
+def rows_by_user(
+    source: SampleSource, rows: NDArray[np.int64], history: HistoryWindow | None, batch_size: int
+) -> Iterator[Batch]:
+    """Batches of the row positions ``rows [R]``, a user's rows together: their history is encoded once."""
+    order = rows[np.argsort(source.column("user_id")[rows], kind="stable")]
+    for start in range(0, order.size, batch_size):
+        yield source.batch(order[start : start + batch_size], history)
 
 
 def cost(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from pipeline_cases import simulated
+from pipeline_cases import FLIPPED, simulated
 
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.dataset_writer import write_dataset
@@ -23,3 +26,20 @@ def feed_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def feed(feed_path: Path) -> ParquetSource:
     """The dataset, opened."""
     return ParquetSource(feed_path)
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> ParquetSource:
+    """The feed with one label flipped, and with it the event that later rows of the user see."""
+    raw = simulated()
+
+    def flipped() -> Iterator[pa.RecordBatch]:
+        table = pa.Table.from_batches(list(raw.impressions()))
+        click = table["click"].to_numpy().copy()
+        click[FLIPPED] = 1 - click[FLIPPED]
+        place = table.column_names.index("click")
+        return iter(table.set_column(place, "click", pa.array(click)).to_batches())
+
+    path = tmp_path_factory.mktemp("twin") / "dataset"
+    write_dataset(replace(raw, impressions=flipped), path)
+    return ParquetSource(path)

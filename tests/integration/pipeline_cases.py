@@ -36,6 +36,8 @@ TEACHER = {
     "cross_rank": 4,
 }
 STUDENT = {"embedding": 4, "hidden": [8], "recent": 5}
+#: The row whose label differs between the feed and its twin.
+FLIPPED = 700
 CONFIG: Mapping[str, Any] = {
     "name": "tiny",
     "task": "click",

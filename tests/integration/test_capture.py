@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pipeline_cases import data_module, fit, simulated, teacher_module
+from pipeline_cases import FLIPPED, data_module, fit, teacher_module
 
 from recdistill_core.errors import LeakError, UsageError
 from recdistill_core.interfaces import CaptureMode, LabelVersion
 from recdistill_lightning import LogitCapture, Optimisation, ReadOrder, TeacherModule
 from recdistill_parquet.dataset import ParquetSource
-from recdistill_parquet.dataset_writer import write_dataset
 from recdistill_parquet.labels import ParquetLogitStore
-
-FLIPPED = 700
 
 
 def captured(store: ParquetLogitStore, version: str = "") -> dict[str, np.ndarray[Any, Any]]:
@@ -45,23 +40,6 @@ def capture(source: ParquetSource, store: Path, order: ReadOrder | None = None, 
 def committed(callback: LogitCapture) -> LabelVersion:
     assert callback.committed is not None
     return callback.committed
-
-
-@pytest.fixture(scope="module")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> ParquetSource:
-    """The feed with one label flipped, and with it the event that later rows of the user see."""
-    raw = simulated()
-
-    def flipped() -> Iterator[pa.RecordBatch]:
-        table = pa.Table.from_batches(list(raw.impressions()))
-        click = table["click"].to_numpy().copy()
-        click[FLIPPED] = 1 - click[FLIPPED]
-        place = table.column_names.index("click")
-        return iter(table.set_column(place, "click", pa.array(click)).to_batches())
-
-    path = tmp_path_factory.mktemp("twin") / "dataset"
-    write_dataset(replace(raw, impressions=flipped), path)
-    return ParquetSource(path)
 
 
 @pytest.mark.parametrize("within", ["user", "time"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pipeline_cases import data_module, fit, teacher_module
 
-from recdistill_core.errors import IntegrityError, LeakError
+from recdistill_core.errors import IntegrityError, LeakError, UsageError
 from recdistill_core.interfaces import CaptureMode
 from recdistill_lightning import LogitCapture, TeacherModule, TrainedExamples, capture_after_training
 from recdistill_parquet.dataset import ParquetSource
@@ -74,7 +74,7 @@ def test_lightning_checkpoints_carry_the_list(feed: ParquetSource, tmp_path: Pat
 
 def test_new_examples_are_stored_out_of_fold(feed: ParquetSource, fitted: TeacherModule, tmp_path: Path) -> None:
     store, parts = ParquetLogitStore(tmp_path), batches(feed, fitted, (1000, 1100), (1100, 1200))
-    version = capture_after_training(fitted, parts, store, view="v", facts={"dataset": "d"})  # type: ignore[arg-type]  # batches, as object
+    version = capture_after_training(fitted, parts, store, source=feed, view="v", facts={"dataset": "d"})  # type: ignore[arg-type]  # batches, as object
     assert (version.mode, version.count, version.tasks) == (CaptureMode.OUT_OF_FOLD, 200, ("click",))
     assert version.version == fitted.teacher.fingerprint()
     signal = store.read(version.version, np.arange(1000, 1200))
@@ -89,16 +89,24 @@ def test_trained_on_examples_are_refused_and_leave_nothing(
     store = ParquetLogitStore(tmp_path, segment_rows=10)
     parts = batches(feed, fitted, (1000, 1100), (990, 1000))
     with pytest.raises(LeakError, match="would put their labels into the logits"):
-        capture_after_training(fitted, parts, store, view="v", facts={})  # type: ignore[arg-type]  # batches, as object
-    with pytest.raises(LeakError, match="1 of 100 examples"):
+        capture_after_training(fitted, parts, store, source=feed, view="v", facts={})  # type: ignore[arg-type]  # batches, as object
+    user, time = feed.column("user_id"), feed.column("event_time")
+    (earlier,) = batches(feed, fitted, (1000, 1100))
+    last = 1100 + int(np.flatnonzero(np.isin(user[1100:], user[1000:1100]) & (time[1100:] > time[1099]))[0])
+    same = int(((user[1000:1100] == user[last]) & (time[1000:1100] < time[last])).sum())
+    assert same
+    with pytest.raises(LeakError, match=f"{same} of 100 examples of a batch, or later rows of their users"):
         capture_after_training(
             fitted,
-            parts[:1],  # type: ignore[arg-type]  # batches, as object
+            [earlier],  # type: ignore[list-item]  # a batch, as object
             store,
-            trained=TrainedExamples(np.array([1042])),
+            source=feed,
+            trained=TrainedExamples(feed.column("example_id")[[last]]),
             view="v",
             facts={},
         )
+    with pytest.raises(UsageError, match="nobody can tell whether it was trained on later rows"):
+        capture_after_training(fitted, [earlier], store, view="v", facts={})  # type: ignore[list-item]  # a batch, as object
     assert store.versions() == ()
     assert list((tmp_path / "segments").iterdir()) == []
 
@@ -115,7 +123,7 @@ def test_leaky_capture_is_marked(feed: ParquetSource, fitted: TeacherModule, tmp
     leak()
     assert [(entry.count, entry.duplicates) for entry in store.versions()] == [(100, 100)]
     with pytest.raises(LeakError):  # a leaky version never takes honest labels in
-        capture_after_training(fitted, batches(feed, fitted, (1000, 1100)), store, view="v", facts={})  # type: ignore[arg-type]  # batches, as object
+        capture_after_training(fitted, batches(feed, fitted, (1000, 1100)), store, source=feed, view="v", facts={})  # type: ignore[arg-type]  # batches, as object
 
 
 def _truncate(path: Path) -> None:

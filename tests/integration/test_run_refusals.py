@@ -50,8 +50,8 @@ def test_a_debiaser_without_its_column_is_refused(tmp_path: Path) -> None:
         ({"split": {"test_from": "2099-01-01"}}, DataError, ["leaves no test rows", "test_from='2099-01-01'"]),
         ({"split": {"test_from": "0%"}}, DataError, ["leaves no teacher rows", "the log runs from 20"]),
         ({"split": {"student_from": "80%", "test_from": "75%"}}, DataError, ["leaves no student rows"]),
-        ({"split": {"test_from": "soon"}}, UsageError, ["split bound 'soon' is no time", "split.test_from"]),
-        ({"split": {"test_from": "120%"}}, UsageError, ["split bound '120%'"]),
+        ({"split": {"test_from": "soon"}}, UsageError, ["'soon' is no time", "split.test_from"]),
+        ({"split": {"test_from": "120%"}}, UsageError, ["'120%' is no time"]),
         (
             {"teacher_training": {"within": "shuffle"}},
             ConfigError,

@@ -157,7 +157,7 @@ def test_windows_tile_the_rows(log: Log, hours: float) -> None:
 
 def test_an_empty_range_is_refused() -> None:
     log = Log(np.arange(4), np.zeros(4, np.int64), np.zeros(4, np.int64))
-    with pytest.raises(DataError, match="no rows between positions 2 and 2"):
+    with pytest.raises(DataError, match="no rows to read between positions 2 and 2"):
         list(row_batches(log, 2, 2, ReadOrder(), 0))
 
 

@@ -1,0 +1,254 @@
+"""Back-fill: a teacher that is there labels the rows that have no label, block by block, here or on other machines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recdistill_core.component import BuildContext
+from recdistill_core.config import load_yaml, make
+from recdistill_core.engine import Engine
+from recdistill_core.errors import DataError, LeakError, UsageError
+from recdistill_core.interfaces import CaptureMode, HistoryWindow, LogitStore, SampleSource, Teacher, TrainableTeacher
+from recdistill_core.label_choice import unlabelled
+from recdistill_core.registry import installed
+from recdistill_lightning.trained import TrainedExamples
+from recdistill_pipeline.fit import label_notes
+from recdistill_pipeline.label import score_batch, with_scores
+from recdistill_pipeline.models import build_teacher
+from recdistill_pipeline.plan import Plan, make_plan
+from recdistill_pipeline.rundir import RunDirectory, read_json
+from recdistill_pipeline.scoring import rows_by_user
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a back-fill did.
+
+    Attributes:
+        version, mode: of the labels. missing: rows that had no label.
+        reached: those that were left out, as their label can have reached the teacher. added: rows that got a label.
+        unscored: rows for which the teacher knows no score. blocks: how many were done, one commit each.
+        snapshot: id of the store's newest commit.
+    """
+
+    version: str
+    mode: str
+    missing: int
+    reached: int
+    added: int
+    unscored: int
+    blocks: int
+    snapshot: str
+
+
+@dataclass(frozen=True)
+class TeacherOfRun:
+    """A teacher as a finished step of a run left it, its dataset and its store; small enough to be sent anywhere.
+
+    Attributes:
+        run: the run directory, where every worker finds it. seed: of the step. step: ``teacher``, or a copy of it.
+    """
+
+    run: Path
+    seed: int
+    step: str = "teacher"
+
+    @property
+    def name(self) -> str:
+        """The step's place in the run directory."""
+        return f"seed-{self.seed}/{self.step}"
+
+    @classmethod
+    def of(cls, run: Path, seed: int | None = None, step: str = "teacher") -> TeacherOfRun:
+        """The teacher of a run, by default of its first seed.
+
+        Raises:
+            UsageError: if this is no run, or it has no such finished step.
+        """
+        if not (run / "config.yaml").exists():
+            raise UsageError("this is no run directory", where=str(run), fix="name a directory with config.yaml in it")
+        found = cls(run, seed or 0, step)
+        if seed is None:
+            found = cls(run, found.plan().config.seeds[0], step)
+        if not (run / found.name / "manifest.json").exists():
+            steps = sorted(path.parent for path in run.glob("seed-*/teacher*/manifest.json"))
+            raise UsageError(
+                f"the run has no finished step {found.name}",
+                where=f"{run}; it has {', '.join(str(path.relative_to(run)) for path in steps) or 'none'}",
+                fix="name the seed and the step of a teacher that is there, or run 'teacher fit' first",
+            )
+        return found
+
+    def plan(self) -> Plan:
+        """The run's configuration."""
+        return make_plan(load_yaml(self.run / "config.yaml"), installed())
+
+    def dataset(self, plan: Plan) -> SampleSource:
+        """The run's dataset."""
+        path = Path(plan.config.dataset.path or self.run / "dataset")
+        source: SampleSource = make(installed(), "source", {**plan.config.dataset.source, "path": str(path)})
+        return source
+
+    def store(self, plan: Plan) -> LogitStore:
+        """The run's store."""
+        store: LogitStore = make(installed(), "store", {"path": str(self.run / "labels"), **plan.config.store})
+        return store
+
+    def teacher(self, plan: Plan, source: SampleSource) -> Teacher:
+        """The teacher with the weights that it had at the end of the step, or one that is not trained here."""
+        built: Teacher = plan.teacher.build(BuildContext(source.schema, plan.config.all_tasks(), source))
+        if not isinstance(built, TrainableTeacher):
+            return built
+        directory = RunDirectory(self.run, plan.resolved(), plan.third_party())
+        weights = directory.checked(self.name, "model.safetensors")
+        return build_teacher(plan, source.schema, self.seed, weights).teacher.eval()
+
+    def reached(self, source: SampleSource, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """``[R]``: whether the label of a row can have reached the teacher."""
+        home = self.run / self.name / "trained_on.npy"
+        if not home.exists():  # not trained here
+            return np.zeros(rows.shape, np.bool_)
+        return TrainedExamples.load(home).reached(source, rows)
+
+    def facts(self, plan: Plan, source: SampleSource) -> dict[str, Any]:
+        """Notes for the labels' version."""
+        home = self.run / self.name / "trained_on.npy"
+        if not home.exists():
+            return {"dataset": source.snapshot_id, "teacher": plan.teacher.plain()}
+        until = TrainedExamples.load(home).until(source)
+        return {"dataset": source.snapshot_id, "seed": self.seed, "trained_until": until, **label_notes(plan)}
+
+
+@dataclass(frozen=True)
+class LabelBlocks:
+    """The job: label blocks of rows, each in one commit. See :class:`recdistill_core.engine.Job`.
+
+    Attributes:
+        teacher: which one. version, mode: of the labels. threads: of torch, the same in every worker, so that every
+            engine computes the same bits. batch_rows: rows that are scored at once.
+    """
+
+    teacher: TeacherOfRun
+    version: str
+    mode: CaptureMode
+    threads: int
+    batch_rows: int
+
+    def open(self) -> Callable[[NDArray[np.int64]], dict[str, int]]:
+        """Load the teacher and open the store; the function labels the row positions ``[R]`` that it is given."""
+        torch.set_num_threads(self.threads)
+        plan = self.teacher.plan()
+        source, store = self.teacher.dataset(plan), self.teacher.store(plan)
+        teacher, tasks = self.teacher.teacher(plan, source), plan.config.all_tasks()
+        window: HistoryWindow | None = getattr(teacher, "history", None)
+        facts, view = self.teacher.facts(plan, source), source.schema.view_hash()
+
+        # one writer for all blocks: it reads what others have committed only once
+        writer = store.writer(self.version, tasks=list(tasks), mode=self.mode, view=view, facts=facts)
+
+        def label(rows: NDArray[np.int64]) -> dict[str, int]:
+            added = unscored = 0
+            try:
+                with torch.no_grad():
+                    for batch in rows_by_user(source, rows, window, self.batch_rows):
+                        logits = score_batch(teacher, batch, tasks)
+                        known, ids = with_scores(logits), batch.example_id.cpu()
+                        unscored += int((~known).sum())
+                        if known.any():
+                            added += int(known.sum())
+                            kept = {task: logit[known] for task, logit in logits.items()}
+                            writer.append(ids[known], kept, step=-1, scored_at=time.time_ns() // 1_000_000)
+                if added:
+                    writer.commit()
+            except BaseException:
+                writer.abort()
+                raise
+            return {"added": added, "unscored": unscored}
+
+        return label
+
+
+def backfill(
+    teacher: TeacherOfRun,
+    engine: Engine,
+    *,
+    versions: Sequence[str] = (),
+    rows: NDArray[np.int64] | None = None,
+    allow_leaky: bool = False,
+    block_rows: int = 100_000,
+    progress: Progress | None = None,
+) -> Filled:
+    """Label the rows that have no label. What is committed stays; a job that ended early goes on when started again.
+
+    A row gets a label only if its own outcome cannot have reached the teacher: the teacher was trained neither on it
+    nor on a later row of its user, whose history holds the outcome. The labels of a teacher that was trained here are
+    then ``out_of_fold``; those of one that was not are ``external``.
+
+    Args:
+        teacher: a finished teacher step of a run. engine: what does the blocks.
+        versions: a row that has a visible label of one of these is left alone; none: the versions of the step.
+        rows: ``[R]`` row positions to look at; None: all rows of the dataset.
+        allow_leaky: label the other rows, too; the whole version is then marked ``leaky``.
+        block_rows: rows of the dataset that make a block, >= 1.
+        progress: told ``(blocks done, blocks)``.
+
+    Raises:
+        LeakError: if the outcomes of all these rows can have reached the teacher, or the store has the version with
+            labels of another mode. UsageError: if it is revoked, or a setting is not usable.
+        DataError: if there is no such version or step.
+    """
+    if block_rows < 1:
+        raise UsageError(f"block_rows must be >= 1, got {block_rows}", where="backfill")
+    plan = teacher.plan()
+    source, store = teacher.dataset(plan), teacher.store(plan)
+    looked = np.arange(source.num_rows) if rows is None else np.unique(np.asarray(rows, np.int64))
+    model = teacher.teacher(plan, source)
+    version, trained = model.fingerprint(), isinstance(model, TrainableTeacher)
+    known = {entry.version: entry for entry in store.versions()}
+    wanted = list(versions) or list(read_json(teacher.run / teacher.name / "manifest.json")["labels"]["versions"])
+    if version in known and known[version].revoked:
+        raise UsageError(
+            f"the labels of version {version!r} are revoked: {known[version].revoked}",
+            where="logit store",
+            fix="restore them, or fill the gaps with another teacher",
+        )
+    counted = list(dict.fromkeys([*wanted, *([version] if version in known else [])]))
+    missing = looked[unlabelled(store, counted, source.column("example_id")[looked])]
+    mode = CaptureMode.EXTERNAL if not trained else CaptureMode.LEAKY if allow_leaky else CaptureMode.OUT_OF_FOLD
+    reached = np.zeros(missing.shape, np.bool_) if mode != CaptureMode.OUT_OF_FOLD else teacher.reached(source, missing)
+    todo = missing[~reached]
+    if missing.size and not todo.size and version not in known:  # else an earlier call has done what can be done
+        raise LeakError(
+            f"the outcomes of all {missing.size:,} rows without a label can have reached this teacher: it was trained "
+            "on them or on later rows of their users",
+            where=str(teacher.run / teacher.name),
+            fix="use a teacher or a fold's copy that was not; allow_leaky labels them, marked leaky",
+        )
+    blocks = [todo[todo // block_rows == number] for number in np.unique(todo // block_rows)]
+    threads = plan.config.threads or torch.get_num_threads()
+    batch_rows = min(int(getattr(model, "batch_rows", plan.config.evaluation.batch_size)), block_rows)
+    job = LabelBlocks(teacher, version, mode, threads, batch_rows)
+    del model  # the workers load their own
+    added = unscored = 0
+    for done, (_, told) in enumerate(engine.run(job, blocks), 1):
+        added, unscored = added + told["added"], unscored + told["unscored"]
+        if progress:
+            progress(done, len(blocks))
+    if blocks and not added and version not in known:
+        raise DataError(
+            f"the teacher has a score for none of the {todo.size:,} rows",
+            where=str(teacher.run / teacher.name),
+            fix="check what its scores are looked up by",
+        )
+    counts = int(missing.size), int(reached.sum()), added, unscored, len(blocks)
+    return Filled(version, mode.value, *counts, store.snapshot_id())

@@ -1,0 +1,179 @@
+"""Which labels of the store a student learns from: versions and policy, chosen examples, and the snapshot's pin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recdistill_core.errors import DataError, IntegrityError, LeakError, UsageError
+from recdistill_core.fingerprint import digest
+from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore, SampleSource
+from recdistill_core.labels import AlignedLabels, LabelChoice, LabelPolicy, PinnedStore
+from recdistill_lightning.data import align_labels
+from recdistill_pipeline.plan import Plan
+from recdistill_pipeline.runconfig import OWN
+
+MIXED = "mixed"
+
+
+def label_facts(entries: Sequence[LabelVersion], policy: LabelPolicy = LabelPolicy.EXACT) -> dict[str, Any]:
+    """What a step's manifest says of its labels; ``mode`` is ``mixed`` where the versions have several."""
+    modes, views = ({str(part) for part in parts} for parts in zip(*((e.mode, e.view) for e in entries), strict=True))
+    return {
+        "version": ", ".join(entry.version for entry in entries),
+        "versions": [entry.version for entry in entries],
+        "policy": policy.value,
+        "mode": CaptureMode.LEAKY.value if CaptureMode.LEAKY in modes else modes.pop() if len(modes) == 1 else MIXED,
+        "tasks": list(entries[0].tasks),
+        "count": sum(entry.count for entry in entries),
+        "view": ", ".join(sorted(views)),
+    }
+
+
+def choice_of(labels: Mapping[str, Any]) -> LabelChoice:
+    """The choice that a manifest's facts stand for."""
+    return LabelChoice(tuple(labels["versions"]), LabelPolicy(labels["policy"]))
+
+
+def published_choice(plan: Plan, store: LogitStore, source: SampleSource) -> dict[str, Any]:
+    """Facts of the versions that ``labels.versions`` names, of which none is the run's own.
+
+    Raises:
+        DataError: if the store lacks one. IntegrityError, LeakError: if one is not fit for this dataset and run.
+    """
+    names = plan.config.labels.versions
+    return label_facts(_entries(plan, store, source, names), LabelPolicy(plan.config.labels.policy))
+
+
+def published_store(plan: Plan, store: LogitStore) -> LogitStore:
+    """The store as ``labels.snapshot`` wants it read.
+
+    Raises:
+        UsageError: if the store has no snapshots to read. DataError: if it has none of this id.
+    """
+    wanted = plan.config.labels.snapshot
+    if not wanted:
+        return store
+    if not isinstance(store, PinnedStore):
+        raise UsageError(
+            f"a store of the type {type(store).__name__} cannot be read at a snapshot",
+            where="labels.snapshot",
+            fix="leave the snapshot out, or use a store that keeps its commits, such as parquet",
+        )
+    return store.at(wanted)
+
+
+def student_labels(
+    plan: Plan,
+    source: SampleSource,
+    rows: tuple[int, int],
+    store: LogitStore,
+    own: Mapping[str, Any],
+    run: Path | None = None,
+) -> tuple[AlignedLabels, dict[str, Any]]:
+    """The labels that the configuration allows, by row of the dataset, and what the student's manifest says of them.
+
+    Args:
+        plan: the run. source: the dataset. rows: the student's training rows.
+        store: where the labels are.
+        own: ``labels`` of the teacher step.
+        run: the run directory; the snapshot that was read is pinned in its name. None: no pin.
+
+    Raises:
+        DataError: if the labels cover too little, or the store lacks a version.
+        IntegrityError: for labels of another dataset. LeakError: for leaky ones without leave.
+    """
+    config = plan.config.labels
+    facts = dict(own)
+    if config.own and len(config.versions) > 1:
+        names = [name for part in config.versions for name in (own["versions"] if part == OWN else [part])]
+        entries = _entries(plan, store, source, list(dict.fromkeys(names)))
+        facts = label_facts(entries, LabelPolicy(config.policy))
+    read = published_store(plan, store)
+    keep = _kept(config.examples, config.without, source)
+    aligned = align_labels(source, read, choice_of(facts), rows, plan.config.capture.min_coverage, keep)
+    coverage = aligned.coverage(rows)
+    facts |= {
+        "coverage": {task: sum(shares.values()) for task, shares in coverage.items()},
+        "by_version": coverage,
+        "store": aligned.snapshot,
+    }
+    if run is not None and isinstance(store, PinnedStore):
+        facts["pin"] = _pin(store, aligned.snapshot, run, plan.config.name)
+    return aligned, facts
+
+
+def _pin(store: PinnedStore, snapshot: str, run: Path, name: str) -> str:
+    """Keep the snapshot for as long as the run is there; returns the pin's name."""
+    pin = f"run-{digest([str(run.resolve())])[:12]}-{snapshot[:12]}"
+    kept = store.at(snapshot)
+    if isinstance(kept, PinnedStore):
+        kept.pin(pin, f"run {name} in {run.resolve()}")
+    return pin
+
+
+def _entries(plan: Plan, store: LogitStore, source: SampleSource, names: Sequence[str]) -> list[LabelVersion]:
+    known = {entry.version: entry for entry in published_store(plan, store).versions()}
+    found = []
+    for name in names:
+        if name not in known:
+            raise DataError(
+                f"the label store has no version {name!r}",
+                where=f"labels.versions; the store has {', '.join(known) or 'none'}",
+                fix="name versions that are there ('recdistill labels list STORE'), and the store in store.path",
+            )
+        entry = known[name]
+        dataset = entry.facts.get("dataset")
+        if dataset not in (None, source.snapshot_id) and not plan.config.labels.allow_other_dataset:
+            raise IntegrityError(
+                f"the labels of version {name!r} were made for dataset {dataset}, and this is {source.snapshot_id}",
+                where="labels.versions",
+                fix="read that dataset, or set labels.allow_other_dataset where equal ids are the same examples",
+            )
+        if entry.mode == CaptureMode.LEAKY and not plan.config.capture.allow_leaky:
+            raise LeakError(
+                f"the labels of version {name!r} are leaky: their teacher had been trained on the examples",
+                where="labels.versions",
+                fix="choose another version; capture.allow_leaky reads them, to show the damage",
+            )
+        found.append(entry)
+    return found
+
+
+def _kept(examples: str, without: str, source: SampleSource) -> NDArray[np.bool_] | None:
+    """``[rows of the dataset]``: which rows keep their labels; None where all do."""
+    if not examples and not without:
+        return None
+    ids = source.column("example_id")
+    keep = np.ones(ids.shape, np.bool_)
+    if examples:
+        keep &= np.isin(ids, read_example_ids(Path(examples), "labels.examples"))
+    if without:
+        keep &= ~np.isin(ids, read_example_ids(Path(without), "labels.without"))
+    return keep
+
+
+def read_example_ids(path: Path, setting: str) -> NDArray[np.int64]:
+    """``[M]`` the column ``example_id`` of a Parquet file.
+
+    Raises:
+        DataError: if it cannot be read, lacks the column, or holds something else than ids in it.
+    """
+    try:
+        column = pq.read_table(path, columns=["example_id"])["example_id"]
+        if column.null_count or not pa.types.is_integer(column.type):
+            raise ValueError("example_id must be integers, none of them null")
+        ids: NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"the list of examples cannot be read: {error}",
+            where=f"{setting}: {path}",
+            fix="give a Parquet file with an integer column example_id",
+        ) from error
+    return ids
