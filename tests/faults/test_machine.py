@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from recdistill_core.errors import LeakError
+from recdistill_core.label_choice import unlabelled
 from recdistill_core.labels import CaptureMode, LabelChoice
 from recdistill_parquet.labels import ParquetLogitStore
 from recdistill_parquet.labels_findings import Severity
@@ -25,6 +26,8 @@ from recdistill_parquet.labels_writer import ParquetLabelWriter
 
 ALL = os.environ.get("RECDISTILL_KILLS") == "all"
 IDS = np.arange(24)
+#: The teacher that fills gaps; nobody revokes its labels.
+FILL = "fill"
 VERSIONS = st.sampled_from(["a", "b"])
 KEYS = st.lists(st.integers(0, 23), min_size=1, max_size=8)
 Labels = dict[int, tuple[float, int]]
@@ -174,6 +177,22 @@ class Machine(RuleBasedStateMachine):
         version = data.draw(st.sampled_from(sorted(self.revoked)))
         self.store.restore(version)
         del self.revoked[version]
+
+    @precondition(lambda self: self.committed)
+    @rule(block=st.integers(1, 9), ends=st.integers(1, 4))
+    def backfill(self, block: int, ends: int) -> None:
+        """Examples that show no label get one of another teacher, a commit per block; the job ends early."""
+        missing = IDS[unlabelled(self.store, sorted(self.committed), IDS)]
+        shown = {key for labels in self.visible().values() for key in labels}
+        assert set(missing.tolist()) == set(IDS.tolist()) - shown
+        for keys in [missing[missing // block == number] for number in np.unique(missing // block)][:ends]:
+            self.time += 1
+            with self.store.writer(FILL, tasks=["click"], mode=CaptureMode.OUT_OF_FOLD, view="v", facts={}) as writer:
+                writer.append(torch.from_numpy(keys), {"click": torch.zeros(keys.size)}, step=-1, scored_at=self.time)
+                writer.commit()
+            filled = {int(key): (0.0, self.time) for key in keys}
+            assert not filled.keys() & self.committed.get(FILL, {}).keys()
+            self.committed[FILL] = {**self.committed.get(FILL, {}), **filled}
 
     @precondition(lambda self: self.committed)
     @rule(data=st.data(), rows=st.integers(1, 9))
