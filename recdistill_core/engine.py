@@ -17,23 +17,25 @@ class Job(Protocol):
         """Get ready, once per worker: load models, open stores.
 
         Returns:
-            a function that does one block and returns what is to be told of it, both picklable.
+            a function that does one block and returns what is to be told of it, both picklable. The function itself
+            stays in the worker.
         """
 
 
 class Engine(Protocol):
-    """Does the blocks of a job."""
+    """Does the blocks of a job; one object may do several jobs, one after the other."""
 
     def run(self, job: Job, blocks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """Do every block, at least once.
+        """Do every block, at least once. A generator: closing it stops the work, and leaves no worker behind.
 
         Args:
-            job: what to do.
-            blocks: what to do it on, picklable each; none is fine.
+            job: what to do; left as it was. It is opened at most as often as there are blocks.
+            blocks: what to do it on, picklable each; none is fine, and opens nothing.
 
         Yields:
             ``(place in blocks, what the job returned)`` once per block, as they are finished, in any order.
 
         Raises:
-            Exception: what a block raised, with its type and text; blocks that were finished by then stay done.
+            Exception: what ``open`` or a block raised, with its type and text; blocks that were finished by then stay
+                done.
         """

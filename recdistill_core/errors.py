@@ -6,11 +6,19 @@ The exit codes are part of the command line's contract: 0 ok, 2 usage, 3 bad dat
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def _again(kind: type[RecdistillError], args: tuple[Any, ...], state: Mapping[str, Any]) -> RecdistillError:
+    """An error as it was pickled; its ``__init__`` has put the parts together already."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class RecdistillError(Exception):
-    """Base of every error that a user can mend.
+    """Base of every error that a user can mend. It survives pickling, so it may be raised in another process.
 
     Args:
         what: the fault, in one sentence.
@@ -28,6 +36,9 @@ class RecdistillError(Exception):
         if fix:
             lines.append(f"  to do: {fix}")
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)
 
 
 class UsageError(RecdistillError):
@@ -62,6 +73,9 @@ class Problem(str):
         self = super().__new__(cls, f"{path}: {message}" if path else message)
         self.path, self.message = path, message
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.message)
 
 
 class WiringError(UsageError):

@@ -42,6 +42,8 @@ HOOKS = {
     "importer": "recdistill_importers",
     "trainer": "recdistill_trainers",
     "exporter": "recdistill_exporters",
+    "engine": "recdistill_engines",
+    "sampler": "recdistill_samplers",
 }
 COMMAND_HOOK = "recdistill_commands"
 
@@ -99,6 +101,16 @@ def recdistill_trainers() -> list[Component]:  # type: ignore[empty-body]  # a h
 @hookspec
 def recdistill_exporters() -> list[Component]:  # type: ignore[empty-body]  # a hook specification has no body
     """Exporters; ``build`` returns an :class:`recdistill_core.interfaces.Exporter`."""
+
+
+@hookspec
+def recdistill_engines() -> list[Component]:  # type: ignore[empty-body]  # a hook specification has no body
+    """Engines; ``build`` returns an :class:`recdistill_core.engine.Engine`."""
+
+
+@hookspec
+def recdistill_samplers() -> list[Component]:  # type: ignore[empty-body]  # a hook specification has no body
+    """Samplers; ``build`` returns a :class:`recdistill_core.sampler.Sampler`."""
 
 
 @hookspec

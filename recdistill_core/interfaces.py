@@ -15,10 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from recdistill_core.batch import Batch, Scores
+from recdistill_core.engine import Engine as Engine
+from recdistill_core.engine import Job as Job
 from recdistill_core.labels import CaptureMode as CaptureMode
 from recdistill_core.labels import LabelVersion as LabelVersion
 from recdistill_core.labels import LabelWriter as LabelWriter
 from recdistill_core.labels import LogitStore as LogitStore
+from recdistill_core.sampler import Candidates as Candidates
+from recdistill_core.sampler import Sampler as Sampler
 from recdistill_core.schema import Schema
 
 if TYPE_CHECKING:
@@ -324,4 +328,6 @@ INTERFACES: Mapping[str, Any] = {
     "importer": Importer,
     "trainer": Trainer,
     "exporter": Exporter,
+    "engine": Engine,
+    "sampler": Sampler,
 }

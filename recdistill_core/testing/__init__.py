@@ -17,6 +17,7 @@ from recdistill_core.testing import arguments as arguments  # isort: skip
 from recdistill_core.testing import columns as columns
 from recdistill_core.testing import debiaser as debiaser
 from recdistill_core.testing import debiaser_bias as debiaser_bias
+from recdistill_core.testing import engine as engine
 from recdistill_core.testing import exporter as exporter
 from recdistill_core.testing import fingerprints as fingerprints
 from recdistill_core.testing import importer as importer
@@ -26,6 +27,7 @@ from recdistill_core.testing import loss_gradient as loss_gradient
 from recdistill_core.testing import loss_target as loss_target
 from recdistill_core.testing import metric as metric
 from recdistill_core.testing import rows as rows
+from recdistill_core.testing import sampler as sampler
 from recdistill_core.testing import served as served
 from recdistill_core.testing import source as source
 from recdistill_core.testing import store as store

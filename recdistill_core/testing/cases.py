@@ -28,7 +28,7 @@ class NotApplicable(Exception):
 
 
 #: Kinds that are built without a schema and without tasks; an exporter is told the tasks alone.
-WITHOUT_DATASET = ("metric", "store", "source", "importer")
+WITHOUT_DATASET = ("metric", "store", "source", "importer", "engine", "sampler")
 
 
 @dataclass

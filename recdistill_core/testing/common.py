@@ -25,7 +25,18 @@ BATCH_KINDS = ("teacher", "student", "loss", "debiaser", "strategy", "metric")
 #: Milliseconds of processor time that importing a hook module may take, the core and its dependencies not counted.
 IMPORT_MS = 50
 #: What a hook module must not import; all of it belongs inside ``build``.
-HEAVY = ("torch", "lightning", "transformers", "xformers", "pyarrow", "duckdb", "matplotlib", "pandas", "onnxruntime")
+HEAVY = (
+    "torch",
+    "lightning",
+    "transformers",
+    "xformers",
+    "pyarrow",
+    "duckdb",
+    "matplotlib",
+    "pandas",
+    "onnxruntime",
+    "ray",
+)
 
 
 @check()

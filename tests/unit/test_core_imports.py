@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NEVER_IN_CORE = {"lightning", "pytorch_lightning", "xformers", "transformers", "pyarrow", "torchmetrics", "duckdb"}
-HEAVY = {"torch", "matplotlib", "pandas", "onnxruntime", *NEVER_IN_CORE}
+HEAVY = {"torch", "matplotlib", "pandas", "onnxruntime", "ray", *NEVER_IN_CORE}
 HOOK_MODULES = sorted(
     tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["recdistill"].values()
 )

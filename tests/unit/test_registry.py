@@ -20,7 +20,7 @@ def recdistill_losses():
 HOOKS = (
     "recdistill_teachers, recdistill_students, recdistill_losses, recdistill_debiasers, recdistill_strategies, "
     "recdistill_metrics, recdistill_stores, recdistill_sources, recdistill_importers, recdistill_trainers, "
-    "recdistill_exporters, recdistill_commands"
+    "recdistill_exporters, recdistill_engines, recdistill_samplers, recdistill_commands"
 )
 #: name of the case -> (module body, the whole reason that is shown)
 BROKEN = {
