@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from torch import Tensor
-
-from recdistill_core.batch import TeacherSignal
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what a store holds can be listed without torch
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
+
+    from recdistill_core.batch import TeacherSignal
 
 
 class CaptureMode(StrEnum):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recdistill_core.errors import UsageError
 from recdistill_core.labels import LogitStore
+from recdistill_parquet.labels_findings import Progress
 
 DAY_MS = 86_400_000
 
@@ -76,12 +77,31 @@ def find_gaps(
     """
     if not versions:
         raise UsageError("gaps need at least one teacher version", fix="name the versions that count")
+    return describe(without_label(store, versions, example_id), event_time, min_rows)
+
+
+def without_label(
+    store: LogitStore, versions: Sequence[str], example_id: NDArray[np.int64], progress: Progress | None = None
+) -> NDArray[np.bool_]:
+    """``[N]`` which examples have a visible label of all its tasks in none of ``versions``.
+
+    Args:
+        store, versions, example_id: see :func:`find_gaps`; without a version no example has a label.
+        progress: called after each version with (done, of).
+    """
     missing = np.ones(example_id.shape, np.bool_)
-    for version in versions:
+    for done, version in enumerate(versions, start=1):
         left = np.flatnonzero(missing)
         if left.size:
             valid = store.read(version, example_id[left]).valid
             missing[left] = ~torch.stack(list(valid.values())).all(0).numpy()
+        if progress:
+            progress(done, len(versions))
+    return missing
+
+
+def describe(missing: NDArray[np.bool_], event_time: NDArray[np.int64], min_rows: int = 1) -> Gaps:
+    """The stretches of time and the days of the rows ``missing [N]``, whose events are at ``event_time [N]``."""
     order = np.argsort(event_time, kind="stable")
     gaps = _runs(event_time[order], missing[order], min_rows)
     return Gaps(int(missing.size), int(missing.sum()), gaps, _days(event_time, missing))
