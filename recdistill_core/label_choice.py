@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -53,18 +53,29 @@ def choose_labels(
     return AlignedLabels(chosen.signal(_name(choice)), chosen.origin, choice, store.snapshot_id())
 
 
-def unlabelled(store: LogitStore, versions: Sequence[str], example_id: NDArray[np.int64]) -> NDArray[np.bool_]:
+def unlabelled(
+    store: LogitStore,
+    versions: Sequence[str],
+    example_id: NDArray[np.int64],
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.bool_]:
     """``[N]``: which of ``example_id [N]`` have a visible label of all tasks in none of ``versions``.
+
+    Args:
+        store: any logit store. versions: without one, no example has a label. example_id: ``[N]``.
+        progress: told ``(versions done, versions)``.
 
     Raises:
         DataError: if the store has no such version.
     """
     missing = torch.ones(len(example_id), dtype=torch.bool)
-    for version in versions:
+    for done, version in enumerate(versions, start=1):
         left = missing.nonzero().flatten()
         if len(left):
             valid = store.read(version, example_id[left.numpy()]).valid
             missing[left] = ~torch.stack(list(valid.values())).all(0)
+        if progress:
+            progress(done, len(versions))
     return missing.numpy()
 
 

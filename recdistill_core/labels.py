@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
-
-from recdistill_core.batch import TeacherSignal
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what a store holds can be listed without torch
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
+
+    from recdistill_core.batch import TeacherSignal
 
 
 class CaptureMode(StrEnum):
@@ -166,9 +164,9 @@ class AlignedLabels:
     def masked(self, keep: Tensor) -> AlignedLabels:
         """These labels where ``keep [N]`` is True, and none elsewhere."""
         valid = {task: seen & keep for task, seen in self.signal.valid.items()}
-        logits = {task: torch.where(valid[task], logit, 0.0) for task, logit in self.signal.logits.items()}
+        logits = {task: logit.masked_fill(~valid[task], 0.0) for task, logit in self.signal.logits.items()}
         signal = replace(self.signal, logits=logits, valid=valid)
-        return replace(self, signal=signal, origin=torch.where(keep, self.origin, -1).to(self.origin.dtype))
+        return replace(self, signal=signal, origin=self.origin.masked_fill(~keep, -1))
 
 
 @runtime_checkable

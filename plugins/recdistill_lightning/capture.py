@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -70,6 +71,7 @@ class LogitCapture(L.Callback):
         self._restored = trained or TrainedExamples()
         self._before = TrainedExamples()
         self._writer: LabelWriter | None = None
+        self._again = False
         self._updates = self._forwards = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -89,6 +91,7 @@ class LogitCapture(L.Callback):
         self.version = digest([start, snapshot, seed, self.warmup_steps, self.facts, plain]) + start[:16]
         facts = {"dataset": snapshot, "seed": seed, "teacher_at_start": start, **self._until(trainer), **self.facts}
         self.committed = committed(self.store, self.version, CaptureMode.PREQUENTIAL, facts) if self.resume else None
+        self._again = is_there(self.store, self.version)
         if self.committed is None:
             self._writer = self.store.writer(
                 self.version, tasks=list(pl_module.objectives), mode=CaptureMode.PREQUENTIAL, view=view, facts=facts
@@ -122,7 +125,8 @@ class LogitCapture(L.Callback):
                 fix="use an optimizer that needs one pass, such as Adam",
             )
         logits = {task: logit.float().cpu() for task, logit in outputs["logits"].items()}
-        self._writer.append(ids, logits, step=self._updates, scored_at=_now())
+        with told_what_to_do(self.version, self._again):
+            self._writer.append(ids, logits, step=self._updates, scored_at=_now())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the labels visible."""
@@ -171,6 +175,29 @@ def committed(store: LogitStore, version: str, mode: CaptureMode, facts: Mapping
     plain = json.loads(json.dumps(dict(facts)))
     found = (entry for entry in store.versions() if entry.version == version and entry.mode == mode)
     return next((entry for entry in found if dict(entry.facts) == plain), None)
+
+
+def is_there(store: LogitStore, version: str) -> bool:
+    """Whether anything was committed under this version."""
+    return any(entry.version == version for entry in store.versions())
+
+
+@contextmanager
+def told_what_to_do(version: str, again: bool) -> Iterator[None]:
+    """Where an earlier fit has committed the version, a conflict is most likely a script that was run a second time."""
+    try:
+        yield
+    except LeakError as error:
+        if not again:
+            raise
+        raise LeakError(
+            f"{error.what}; an earlier fit has committed labels of this version",
+            where=error.where,
+            fix=f"to learn from those labels, read them (read_labels(..., {version!r}, ...)) without a capture; "
+            "to train the teacher again and let them stand, give resume=True; to capture anew, use another store, or "
+            "facts={...} that say what is different now, which makes another version. Equal labels would have been "
+            "dropped: dropout or a GPU gives other ones in each run",
+        ) from error
 
 
 def _reading(trainer: L.Trainer) -> list[Any]:

@@ -12,7 +12,7 @@ import torch
 from recdistill_core.batch import Batch
 from recdistill_core.errors import LeakError, UsageError
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore, SampleSource
-from recdistill_lightning.capture import committed
+from recdistill_lightning.capture import committed, is_there, told_what_to_do
 from recdistill_lightning.modules import TeacherModule
 from recdistill_lightning.trained import TrainedExamples
 
@@ -59,6 +59,7 @@ def capture_after_training(
         known.add(trained.ids())
     if not allow_leaky:
         known = _all_reached(module, known, source)
+    again = is_there(store, version)
     writer = store.writer(version, tasks=list(module.objectives), mode=mode, view=view, facts=facts)
     try:
         for batch in batches:
@@ -75,7 +76,8 @@ def capture_after_training(
                 task: logit.float().cpu()
                 for task, logit in module.teacher.score(batch.without_outcomes()).logits.items()
             }
-            writer.append(ids, logits, step=-1, scored_at=time.time_ns() // 1_000_000)
+            with told_what_to_do(version, again):
+                writer.append(ids, logits, step=-1, scored_at=time.time_ns() // 1_000_000)
         return writer.commit()
     except BaseException:
         writer.abort()

@@ -76,7 +76,11 @@ def find_gaps(
     """
     if not versions:
         raise UsageError("gaps need at least one teacher version", fix="name the versions that count")
-    missing = unlabelled(store, versions, example_id)
+    return describe(unlabelled(store, versions, example_id), event_time, min_rows)
+
+
+def describe(missing: NDArray[np.bool_], event_time: NDArray[np.int64], min_rows: int = 1) -> Gaps:
+    """The stretches of time and the days of the rows ``missing [N]``, whose events are at ``event_time [N]``."""
     order = np.argsort(event_time, kind="stable")
     gaps = _runs(event_time[order], missing[order], min_rows)
     return Gaps(int(missing.size), int(missing.sum()), gaps, _days(event_time, missing))

@@ -12,7 +12,8 @@ from pathlib import Path
 from recdistill_core.errors import UsageError
 from recdistill_parquet.labels_lease import leased
 from recdistill_parquet.labels_lock import locked
-from recdistill_parquet.labels_tidy import Spare, needs, require_store, spares
+from recdistill_parquet.labels_log import require_store
+from recdistill_parquet.labels_tidy import Spare, needs, spares
 
 #: A day: longer than any commit, and than a student that has just opened a snapshot needs to read it.
 GRACE = 86_400.0

@@ -147,11 +147,23 @@ def append(store: Path, head: Head, state: State, actions: Sequence[Mapping[str,
     return made
 
 
-def history(store: Path) -> list[dict[str, Any]]:
-    """All commits, oldest first: number, id, time (ms since the epoch, UTC), writer and actions."""
-    return [
-        {**entry, "id": id} for entry, id in (_entry(store, number) for number in range(1, read_head(store).number + 1))
-    ]
+def require_store(store: Path) -> None:
+    """Raise DataError unless a label store lies there."""
+    if not (store / MANIFEST).exists() and read_head(store).number == 0:
+        raise DataError(
+            "there is no label store", where=str(store), fix="give the directory that labels were written to"
+        )
+
+
+def history(store: Path, newest: int | None = None) -> list[dict[str, Any]]:
+    """Commits, oldest first: number, id, time (ms since the epoch, UTC), writer and actions.
+
+    Args:
+        newest: only so many, the last ones; None: all.
+    """
+    last = read_head(store).number
+    first = 1 if newest is None else max(last - newest + 1, 1)
+    return [{**entry, "id": id} for entry, id in (_entry(store, number) for number in range(first, last + 1))]
 
 
 def entry_path(store: Path, number: int) -> Path:

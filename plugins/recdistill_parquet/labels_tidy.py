@@ -44,14 +44,6 @@ class Needs:
         return segments | {(QUARANTINE, file) for state in self.states.values() for file in state.aside_files()}
 
 
-def require_store(store: Path) -> None:
-    """Raise DataError unless a label store lies there."""
-    if not (store / labels_log.MANIFEST).exists() and labels_log.read_head(store).number == 0:
-        raise DataError(
-            "there is no label store", where=str(store), fix="give the directory that labels were written to"
-        )
-
-
 def needs(store: Path) -> Needs:
     """Read the manifest, the log and the pins. Raises IntegrityError if one of them is damaged."""
     head = labels_log.read_head(store)

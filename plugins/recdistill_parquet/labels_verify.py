@@ -15,7 +15,7 @@ from recdistill_parquet.labels_findings import Finding, Progress, Severity, Thre
 from recdistill_parquet.labels_guard import LEAST_ROWS, stability
 from recdistill_parquet.labels_segments import QUARANTINE, SEGMENTS, Columns, SegmentReader, logit_column, select
 from recdistill_parquet.labels_state import Segment, State, VersionEntry
-from recdistill_parquet.labels_tidy import Needs, needs, require_store, spares
+from recdistill_parquet.labels_tidy import Needs, needs, spares
 from recdistill_parquet.labels_view import visible
 
 #: ``{task: (example_id [N], label [N] of 0 and 1)}``: outcomes that arrived after the labels were captured.
@@ -40,7 +40,7 @@ def verify(
         DataError: if there is no store.
     """
     try:
-        require_store(store)
+        labels_log.require_store(store)
         needed = needs(store)
     except DataError:
         raise

@@ -26,6 +26,19 @@ def visible(columns: Columns, entry: VersionEntry) -> NDArray[np.bool_]:
     return np.zeros(at.shape, np.bool_) if entry.revoked.since is None else at < entry.revoked.since
 
 
+def count_visible(store: Path, entry: VersionEntry) -> int:
+    """Number of visible labels of ``entry``; reads only segments with labels on both sides of a revocation's time."""
+    if entry.revoked is None or entry.revoked.since is None:
+        return 0 if entry.revoked else entry.count
+    since, reader, count = entry.revoked.since, SegmentReader(store), 0
+    for segment in entry.segments:
+        if segment.last_at < since:
+            count += segment.rows
+        elif segment.first_at < since:
+            count += int(visible(reader.read([segment], ["scored_at"]), entry).sum())
+    return count
+
+
 class VersionView:
     """All visible labels of a version.
 

@@ -127,6 +127,26 @@ def test_resume_lets_the_labels_of_the_same_attempt_stand(feed: ParquetSource, t
     assert ParquetLogitStore(tmp_path).versions()[0].duplicates == committed(first).count
 
 
+def test_a_script_that_is_run_again_is_told_what_to_do(feed: ParquetSource, tmp_path: Path) -> None:
+    def script(noise: int, **settings: Any) -> LogitCapture:
+        module = teacher_module(feed, dropout=0.2)
+        callback = LogitCapture(ParquetLogitStore(tmp_path), **settings)
+        torch.manual_seed(noise)  # of the dropout: the weights before the first update are the same
+        fit(module, data_module(feed, module), callback)
+        return callback
+
+    first = script(1)
+    with pytest.raises(LeakError, match="an earlier fit has committed labels of this version") as caught:
+        script(2)
+    assert "already has another label of version" in str(caught.value)
+    for way in (f"read_labels(..., '{first.version}', ...)", "give resume=True", "use another store", "facts={...}"):
+        assert way in str(caught.value)
+    assert isinstance(caught.value.__cause__, LeakError)
+    assert ParquetLogitStore(tmp_path).versions() == (committed(first),)
+    assert committed(script(2, resume=True)) == committed(first)
+    assert script(2, facts={"attempt": 2}).version != first.version
+
+
 def test_whatever_makes_the_labels_makes_the_version(feed: ParquetSource, tmp_path: Path) -> None:
     def version(lr: float = 1e-2, order: ReadOrder | None = None, rows: int = 256, **settings: Any) -> str:
         module = teacher_module(feed)

@@ -12,6 +12,9 @@ from recdistill_core.interfaces import CaptureMode
 from recdistill_parquet.labels import ParquetLogitStore
 from recdistill_parquet.labels_writer import ParquetLabelWriter
 
+T = 1_700_000_000_000
+DAY = 86_400_000
+
 
 def open_writer(store: ParquetLogitStore, version: str = "v1", **changes: Any) -> ParquetLabelWriter:
     given_ = {"tasks": ("click",), "mode": CaptureMode.PREQUENTIAL, "view": "view", "facts": {"seed": 1}}
@@ -43,3 +46,17 @@ def segments(path: Path) -> list[Path]:
 def read(store: ParquetLogitStore, ids: Any, version: str = "v1") -> tuple[list[float], list[bool]]:
     signal = store.read(version, np.asarray(ids, np.int64))
     return signal.logits["click"].tolist(), signal.valid["click"].tolist()
+
+
+def grown(path: Path, commits: int = 6, **options: Any) -> ParquetLogitStore:
+    """Commit ``k`` holds the examples ``10 * k + [0, 10)``."""
+    store = ParquetLogitStore(path, **options)
+    with open_writer(store) as writer:
+        for number in range(commits):
+            put(writer, range(10 * number, 10 * number + 10), step=number)
+            writer.commit()
+    return store
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}

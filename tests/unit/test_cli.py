@@ -18,7 +18,8 @@ from recdistill_core.errors import DataError
 from recdistill_core.registry import PluginRecord, Registered, Registry, installed
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "kuairand.yaml"
-VERBS = {"doctor", "plugins", "demo", "run", "data", "teacher", "student", "evaluate", "export", "config"}
+PIPELINE = {"demo", "run", "data", "teacher", "student", "evaluate", "export", "config"}
+VERBS = {"doctor", "plugins", "labels", *PIPELINE}
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def test_plugins_list_is_one_document(recdistill: Shell) -> None:
     assert rows["soft"]["components"][0] == {
         "kind": "loss", "name": "soft_ce", "summary": rows["soft"]["components"][0]["summary"], "also_in": [],
     }  # fmt: skip
-    assert set(rows["pipeline"]["commands"]) == VERBS - {"doctor", "plugins"}
+    assert set(rows["pipeline"]["commands"]) == PIPELINE
     assert {row["status"] for row in rows.values()} == {"ok"}
     assert {row["distribution"] for row in rows.values()} == {"recdistill"}
     table = recdistill("plugins", "list")

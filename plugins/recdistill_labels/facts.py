@@ -1,0 +1,65 @@
+"""Versions and commits of a label store as plain values, for tables, JSON and SQL alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from recdistill_labels.arguments import iso
+
+if TYPE_CHECKING:
+    from recdistill_parquet.labels_state import VersionEntry
+
+
+def version_row(entry: VersionEntry) -> dict[str, Any]:
+    """One version; ``dataset`` and ``trained_until`` are facts that the writer may have noted, or None."""
+    return {
+        "version": entry.version,
+        "mode": entry.mode.value,
+        "tasks": list(entry.tasks),
+        "view": entry.view,
+        "count": entry.count,
+        "dataset": entry.facts.get("dataset"),
+        "trained_until": entry.facts.get("trained_until"),
+        "duplicates": entry.duplicates,
+        "quarantined": entry.quarantined,
+        "revoked": entry.revoked.reason if entry.revoked else "",
+        "revoked_since": entry.revoked.since if entry.revoked else None,
+        "revoked_at": entry.revoked.at if entry.revoked else None,
+        "segments": len(entry.segments),
+        "bytes": sum(segment.bytes for segment in entry.segments),
+        "facts": dict(entry.facts),
+    }
+
+
+def commit_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One commit, as :func:`recdistill_parquet.labels_log.history` gives it; ``done`` is a sentence for each action."""
+    return {
+        "number": entry["number"],
+        "id": entry["id"],
+        "parent": entry["parent"],
+        "at": entry["at"],
+        "by": entry["by"],
+        "done": [_told(action) for action in entry["actions"]],
+    }
+
+
+def _told(action: Mapping[str, Any]) -> str:
+    version = action["version"]
+    if action["do"] == "add":
+        added = action["entry"]
+        rows = sum(segment["rows"] for segment in added["segments"])
+        told = f"{version}: {rows:,} labels added in {_counted(len(added['segments']), 'segment')}"
+        aside = sum(segment["rows"] for segment in added["aside"])
+        told += f", {added['duplicates']:,} delivered again" if added["duplicates"] else ""
+        return told + (f", {aside:,} set aside" if aside else "")
+    if action["do"] == "revoke":
+        since = "" if action["since"] is None else f" since {iso(action['since'])}"
+        return f"{version}: revoked{since}: {action['reason']}"
+    if action["do"] == "compact":
+        return f"{version}: {_counted(len(action['removed']), 'segment')} compacted to {len(action['segments'])}"
+    return f"{version}: restored"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
