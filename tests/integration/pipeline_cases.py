@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ TEACHER = {
     "cross_rank": 4,
 }
 STUDENT = {"embedding": 4, "hidden": [8], "recent": 5}
+#: The command line in this process: exit code, stdout, stderr.
+Verb = Callable[..., tuple[int, str, str]]
 #: The row whose label differs between the feed and its twin.
 FLIPPED = 700
 CONFIG: Mapping[str, Any] = {
@@ -117,3 +120,17 @@ def fit(module: L.LightningModule, data: DistillationDataModule, *callbacks: L.C
         trainer = L.Trainer(**{**plain, **settings}, callbacks=list(callbacks))
         trainer.fit(module, datamodule=data)
     return trainer
+
+
+def answer(done: tuple[int, str, str], code: int = 0) -> Any:
+    """The one JSON document on stdout."""
+    assert done[0] == code, f"exit {done[0]}\n{done[1]}\n{done[2]}"
+    return json.loads(done[1])
+
+
+def refused(done: tuple[int, str, str], code: int, kind: str, *expected: str) -> None:
+    """It failed with this code, and its one JSON document says why."""
+    found = answer(done, code)
+    assert (found["kind"], found["exit_code"]) == (kind, code)
+    for text in expected:
+        assert text in found["error"], found["error"]

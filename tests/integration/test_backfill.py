@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pipeline_cases import config, run_of
+from pipeline_cases import Verb, answer, config, refused, run_of
 
 from recdistill_core.engine import Job
 from recdistill_core.errors import DataError, LeakError, UsageError
@@ -184,3 +184,26 @@ def test_what_is_not_there(trained: Path, tmp_path: Path) -> None:
         backfill(TeacherOfRun.of(trained), Here(), block_rows=0)
     with pytest.raises(DataError, match="no version 'nobody'"):
         fill(trained, versions=["nobody"])
+
+
+def test_the_verb_says_what_it_did_and_what_it_left(
+    recdistill: Verb, trained: Path, feed: ParquetSource, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"example_id": np.arange(0, 3000, 2)}), tmp_path / "even.parquet")
+    words = ("labels", "backfill", trained, "--block-rows", 200)
+    half = answer(recdistill(*words, "--since", "75%", "--examples", tmp_path / "even.parquet", "--json"))
+    first = int(np.searchsorted(feed.column("event_time"), feed.column("event_time")[2250]))
+    assert half["added"] == len(range(first + first % 2, 3000, 2))
+    assert half["mode"] == "out_of_fold"
+    until = str(feed.column("event_time")[600])
+    code, out, _ = recdistill(*words, "--until", until)
+    assert code == 0
+    assert f"labels of version {half['version']} (out_of_fold) in" in out
+    assert "rows left out: their outcomes can have reached this teacher" in out
+    assert answer(recdistill(*words, "--json"))["added"] > 0
+    code, out, _ = recdistill(*words, "--since", "90%")
+    assert (code, "every row has a label" in out) == (0, True)
+    refused(recdistill(*words, "--since", "soon", "--json"), 2, "UsageError", "'soon' is no time", "--since")
+    refused(recdistill(*words, "--seed", 9, "--json"), 2, "UsageError", "no finished step seed-9/teacher")
+    refused(recdistill(*words, "--engine", "nobody", "--json"), 4, "PluginError", "nobody")
+    refused(recdistill(*words, "warp=9", "--json"), 2, "ConfigError", "warp")

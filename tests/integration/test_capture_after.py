@@ -130,14 +130,14 @@ def test_scoring_again_with_other_logits_is_told_what_to_do(
     feed: ParquetSource, fitted: TeacherModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, parts = ParquetLogitStore(tmp_path), batches(feed, fitted, (1000, 1100))
-    first = capture_after_training(fitted, parts, store, view="v", facts={})  # type: ignore[arg-type]  # batches, as object
+    first = capture_after_training(fitted, parts, store, source=feed, view="v", facts={})  # type: ignore[arg-type]  # batches, as object
     monkeypatch.setattr(type(fitted.teacher), "score", type(fitted.teacher).training_scores)
     for layer in fitted.teacher.modules():  # as a teacher that forgets to switch its dropout off
         if isinstance(layer, torch.nn.Dropout):
             monkeypatch.setattr(layer, "p", 0.5)
             monkeypatch.setattr(layer, "training", True)
     with pytest.raises(LeakError, match=r"an earlier fit has committed labels(.|\n)*give resume=True"):
-        capture_after_training(fitted, parts, store, view="v", facts={})  # type: ignore[arg-type]  # batches, as object
+        capture_after_training(fitted, parts, store, source=feed, view="v", facts={})  # type: ignore[arg-type]  # batches, as object
     assert store.versions() == (first,)
 
 

@@ -9,51 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from pipeline_cases import FEED, command, config, environment, run_of, write_config
-
-from recdistill_core.cli import main
+from pipeline_cases import FEED, Verb, answer, command, config, environment, refused, run_of, write_config
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "train_with_lightning.py"
 SMALL: Mapping[str, Any] = {"seeds": [1], "students": ["mlp"]}
-
-
-Verb = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def recdistill(capsys: pytest.CaptureFixture[str]) -> Verb:
-    """The command line in this process, which saves seconds of imports: exit code, stdout, stderr."""
-
-    def verb(*words: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return verb
-
-
-def answer(done: tuple[int, str, str], code: int = 0) -> Any:
-    """The one JSON document on stdout."""
-    assert done[0] == code, f"exit {done[0]}\n{done[1]}\n{done[2]}"
-    return json.loads(done[1])
-
-
-def refused(done: tuple[int, str, str], code: int, kind: str, *expected: str) -> None:
-    """It failed with this code, and its one JSON document says why."""
-    found = answer(done, code)
-    assert (found["kind"], found["exit_code"]) == (kind, code)
-    for text in expected:
-        assert text in found["error"], found["error"]
 
 
 @pytest.mark.slow
