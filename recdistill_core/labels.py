@@ -156,10 +156,14 @@ class AlignedLabels:
         for task, valid in self.signal.valid.items():
             seen = valid[part]
             shares[task] = {
-                version: float(((origin == place) & seen).float().mean()) if len(seen) else 0.0
-                for place, version in enumerate(self.choice.versions)
+                version: _share((origin == place) & seen) for place, version in enumerate(self.choice.versions)
             }
         return shares
+
+    def covered(self, rows: tuple[int, int] | None = None) -> dict[str, float]:
+        """``{task: share of the rows that have a label}``; ``rows`` as for :meth:`coverage`, of which it is the sum."""
+        part = slice(*(rows or (0, None)))
+        return {task: _share(valid[part]) for task, valid in self.signal.valid.items()}
 
     def masked(self, keep: Tensor) -> AlignedLabels:
         """These labels where ``keep [N]`` is True, and none elsewhere."""
@@ -167,6 +171,11 @@ class AlignedLabels:
         logits = {task: logit.masked_fill(~valid[task], 0.0) for task, logit in self.signal.logits.items()}
         signal = replace(self.signal, logits=logits, valid=valid)
         return replace(self, signal=signal, origin=self.origin.masked_fill(~keep, -1))
+
+
+def _share(which: Tensor) -> float:
+    """Share of ``which [N]`` bool that is True; 0 where N is 0."""
+    return int(which.sum()) / len(which) if len(which) else 0.0
 
 
 @runtime_checkable

@@ -232,7 +232,7 @@ def read_labels(
     See :func:`align_labels`, which also says which version labels a row.
     """
     aligned = align_labels(source, store, version, rows, min_coverage)
-    return aligned.signal, {task: sum(shares.values()) for task, shares in aligned.coverage(rows).items()}
+    return aligned.signal, aligned.covered(rows)
 
 
 def align_labels(
@@ -264,8 +264,8 @@ def align_labels(
     if keep is not None:
         _require_rows(keep, source.num_rows)
         aligned = aligned.masked(torch.from_numpy(np.ascontiguousarray(keep, np.bool_)))
-    for task, shares in aligned.coverage(rows).items():
-        if (share := sum(shares.values())) < min_coverage:
+    for task, share in aligned.covered(rows).items():
+        if share < min_coverage:
             raise DataError(
                 f"labels of teacher {aligned.signal.version} cover {share:.1%} of the training rows for task "
                 f"{task!r}, less than the {min_coverage:.1%} asked for",

@@ -98,10 +98,9 @@ def student_labels(
     read = published_store(plan, store)
     keep = _kept(config.examples, config.without, source)
     aligned = align_labels(source, read, choice_of(facts), rows, plan.config.capture.min_coverage, keep)
-    coverage = aligned.coverage(rows)
     facts |= {
-        "coverage": {task: sum(shares.values()) for task, shares in coverage.items()},
-        "by_version": coverage,
+        "coverage": aligned.covered(rows),
+        "by_version": aligned.coverage(rows),
         "store": aligned.snapshot,
     }
     if run is not None and isinstance(store, PinnedStore):

@@ -72,7 +72,7 @@ def test_out_of_fold_labels_come_from_copies_that_have_not_seen_the_row(by_user:
     assert labels["versions"] == manifest(by_user, "teacher")["labels"]["versions"]
     assert set(labels["versions"]) == {entry.version for entry in versions}
     assert (labels["mode"], labels["policy"]) == ("out_of_fold", "any_of")
-    assert labels["coverage"] == {"click": pytest.approx(1.0)}
+    assert labels["coverage"] == {"click": 1.0}
     assert labels["by_version"]["click"] == {entry.version: pytest.approx(entry.count / 2250) for entry in versions}
 
 
