@@ -102,4 +102,4 @@ def _thresholds(drift: float, calibration: float, quarantined: float) -> Thresho
     try:
         return Thresholds(drift, calibration, quarantined)
     except ValueError as error:
-        raise UsageError(str(error), where="labels verify", fix="give a number that is not negative") from error
+        raise UsageError(str(error), where="labels verify", fix="give a number that is not negative") from None

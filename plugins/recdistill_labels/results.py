@@ -158,4 +158,4 @@ def _blamed(sql: str) -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, pa.ArrowException) as error:
-        raise UsageError(f"the query failed: {error}", where=sql, fix=_TABLES) from error
+        raise UsageError(f"the query failed: {error}", where=sql, fix=_TABLES) from None  # it is told
