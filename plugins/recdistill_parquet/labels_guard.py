@@ -33,12 +33,30 @@ class Guard:
     reasons: dict[str, int] = field(default_factory=dict)
     _reference: list[NDArray[np.float32]] = field(default_factory=list)
 
-    def inspect(self, columns: Mapping[str, NDArray[Any]], where: str) -> NDArray[np.str_]:
-        """``[N]`` why a row is set aside, an empty string where it is fine.
+    def inspect(self, columns: Mapping[str, NDArray[Any]], where: str) -> NDArray[np.str_] | None:
+        """``[N]`` why a row is set aside, an empty string where it is fine; None where all of them are.
 
         Raises:
             DataError: once more than the allowed share is set aside.
         """
+        reason = None if self._all_fine(columns) else self._reasons(columns)
+        self.seen += columns[self.names[0]].size
+        if reason is not None:
+            self.set_aside += int((reason != "").sum())
+            for name, count in zip(*np.unique(reason[reason != ""], return_counts=True), strict=True):
+                self.reasons[str(name)] = self.reasons.get(str(name), 0) + int(count)
+        if self.seen >= EARLY:
+            self.require_few(where)
+        return reason
+
+    def _all_fine(self, columns: Mapping[str, NDArray[Any]]) -> bool:
+        """Whether no row has to be looked at; NaN is beyond any limit."""
+        limit, parts = self.limits.max_abs_logit, [columns[name] for name in self.names]
+        return self.limits.max_drift == 0 and all(
+            not part.size or bool(part.max() <= limit and part.min() >= -limit) for part in parts
+        )
+
+    def _reasons(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.str_]:
         values = np.stack([columns[name] for name in self.names])
         reason = np.zeros(values.shape[1], dtype="<U12")
         with np.errstate(invalid="ignore"):
@@ -49,12 +67,6 @@ class Guard:
             fine = values[:, reason == ""]
             if self._drifted(fine):
                 reason[reason == ""] = "drift"
-        self.seen += reason.size
-        self.set_aside += int((reason != "").sum())
-        for name, count in zip(*np.unique(reason[reason != ""], return_counts=True), strict=True):
-            self.reasons[str(name)] = self.reasons.get(str(name), 0) + int(count)
-        if self.seen >= EARLY:
-            self.require_few(where)
         return reason
 
     def require_few(self, where: str) -> None:
