@@ -44,11 +44,11 @@ def nearest(
     found = np.full((len(points), count), ABSENT, np.int64)
     done = 0
     for part in deal(len(points), partition_rows, np.random.default_rng(seed)):
-        others = part[usable[part]]
-        limit = np.full(len(part), len(others), np.int64)
+        limit = np.full(len(part), len(part), np.int64)
         if delay is not None:
-            limit = np.searchsorted(time[others], time[part] - delay, side="left").astype(np.int64)
-        references = torch.from_numpy(points[others])
+            limit = np.searchsorted(time[part], time[part] - delay, side="left").astype(np.int64)
+        # all rows of the part are columns, usable or not: how ties fall must not tell which later rows are usable
+        references, useless = torch.from_numpy(points[part]), torch.from_numpy(~usable[part])
         norms = references.square().sum(dim=1)
         for start in range(0, len(part), CHUNK):
             rows, last = part[start : start + CHUNK], limit[start : start + CHUNK]
@@ -56,11 +56,12 @@ def nearest(
             if reach:
                 queries = torch.from_numpy(points[rows])
                 distance = norms[:reach] - 2.0 * (queries @ references[:reach].T)
-                distance[torch.arange(reach) >= torch.from_numpy(last)[:, None]] = torch.inf
+                hidden = useless[:reach] | (torch.arange(reach) >= torch.from_numpy(last)[:, None])
                 if delay is None:
-                    distance[torch.from_numpy(rows)[:, None] == torch.from_numpy(others[:reach])] = torch.inf
+                    hidden |= torch.arange(reach) == torch.arange(start, start + len(rows))[:, None]
+                distance.masked_fill_(hidden, torch.inf)
                 values, places = distance.topk(min(count, reach), dim=1, largest=False)
-                near = np.where(torch.isinf(values).numpy(), ABSENT, others[places.numpy()])
+                near = np.where(torch.isinf(values).numpy(), ABSENT, part[places.numpy()])
                 found[rows, : near.shape[1]] = near
             done += len(rows)
             progress(done, len(points))
