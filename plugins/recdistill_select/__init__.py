@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recdistill_core import BuildContext, Command, Component, hookimpl
-from recdistill_core.hookspecs import HOOKS
 
 if TYPE_CHECKING:
     from recdistill_core.sampler import Sampler
@@ -85,6 +84,7 @@ def _lazy(name: str) -> Callable[[], Any]:
     return lambda: getattr(importlib.import_module("recdistill_select.commands"), name)
 
 
+@hookimpl
 def recdistill_samplers() -> list[Component]:
     """``random``, ``uncertainty`` and ``k_center``."""
     return [
@@ -108,10 +108,6 @@ def recdistill_samplers() -> list[Component]:
             api_version=1,
         ),
     ]
-
-
-if "sampler" in HOOKS:  # the kind is being added to the core; from then on @hookimpl on the function says the same
-    hookimpl(recdistill_samplers)
 
 
 @hookimpl

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from recdistill_core.component import BuildContext
 from recdistill_core.config import fill, resolve
-from recdistill_core.errors import ConfigError, DataError, PluginError, Problem, UsageError
+from recdistill_core.errors import ConfigError, DataError, Problem, UsageError
 from recdistill_core.files import whole_or_absent
 from recdistill_core.interfaces import SampleSource
 from recdistill_core.sampler import Candidates
+from recdistill_core.sampler import choose as checked_choice
 from recdistill_lightning.data import align_labels
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.run import Run
@@ -69,7 +70,7 @@ def choose(
     seed = run.plan.config.seeds[0] if seed is None else seed
     candidates = _seen(run, source, span, student, seed, progress)
     context = BuildContext(source.schema, run.plan.config.all_tasks())
-    chosen = _checked(found.build(context).select(candidates, count, seed), len(candidates), count, found.label)
+    chosen = checked_choice(found.build(context), candidates, count, seed)
     answer = {
         "out": str(out),
         "examples": len(candidates),
@@ -197,36 +198,16 @@ def _rows(split: Split, name: str) -> tuple[int, int]:
 
 
 def _budget(text: str, count: int) -> int:
-    """The number of examples that ``12345`` or ``25%`` stands for, in ``[1, count]``."""
+    """The number of examples that ``12345`` or ``25%`` stands for."""
     share, percent, rest = text.strip().partition("%")
     try:
         if rest:
             raise ValueError
-        wanted = round(float(share) / 100.0 * count) if percent else int(share)
+        return round(float(share) / 100.0 * count) if percent else int(share)
     except (ValueError, OverflowError) as error:
         raise UsageError(
             f"budget {text!r} is no number and no share", where="--budget", fix="write for example 20000 or 25%"
         ) from error
-    if not 1 <= wanted <= count:
-        raise UsageError(
-            f"budget {text!r} is {wanted:,} of {count:,} examples",
-            where="--budget",
-            fix="choose at least 1 and at most all of them",
-        )
-    return wanted
-
-
-def _checked(chosen: Any, examples: int, budget: int, label: str) -> NDArray[np.int64]:
-    """The choice, or a PluginError where it is not what a sampler must return."""
-    given = np.asarray(chosen)
-    fits = given.shape == (budget,) and given.dtype == np.int64
-    if not (fits and given.min() >= 0 and given.max() < examples and len(np.unique(given)) == budget):
-        raise PluginError(
-            f"the choice is not {budget:,} distinct positions below {examples:,}",
-            where=f"{label}, which returned shape {list(given.shape)} of {given.dtype}",
-            fix="run 'recdistill plugins check' on the sampler",
-        )
-    return given
 
 
 def _require_absent(out: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from recdistill_core.sampler import Candidates
 from recdistill_select import KCenterConfig
 from recdistill_select.points import Points, Rows, deal, prepared
-from recdistill_select.samplers import require_budget
 
 
 class KCenterSampler:
@@ -36,9 +35,8 @@ class KCenterSampler:
         """See :meth:`recdistill_core.sampler.Sampler.select`; the choices of all parts take turns, in proportion.
 
         Raises:
-            UsageError: for a budget out of range. DataError: for an embedding that is not ``[N, D]`` and finite.
+            DataError: for an embedding that is not ``[N, D]`` and finite.
         """
-        require_budget(candidates, budget, "k_center")
         points = prepared(candidates.embedding, len(candidates), self.config.standardise, "sampler 'k_center'")
         generator = np.random.default_rng(seed)
         parts = deal(len(points), self.config.partition_rows, generator)

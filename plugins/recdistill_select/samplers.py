@@ -15,22 +15,11 @@ from recdistill_select import UncertaintyConfig
 Rows = NDArray[np.int64]
 
 
-def require_budget(candidates: Candidates, budget: int, sampler: str) -> None:
-    """Raise UsageError unless ``budget`` lies in ``[1, N]``."""
-    if not 1 <= budget <= len(candidates):
-        raise UsageError(
-            f"a budget of {budget:,} labels cannot be chosen from {len(candidates):,} examples",
-            where=f"sampler {sampler!r}",
-            fix="give a budget of at least 1 and at most the number of examples",
-        )
-
-
 class RandomSampler:
     """A uniform draw without replacement. Looks at nothing, so a larger budget of a seed begins with a smaller one."""
 
     def select(self, candidates: Candidates, budget: int, seed: int) -> Rows:
-        """See :meth:`recdistill_core.sampler.Sampler.select`. Raises UsageError for a budget out of range."""
-        require_budget(candidates, budget, "random")
+        """See :meth:`recdistill_core.sampler.Sampler.select`."""
         return np.random.default_rng(seed).permutation(len(candidates))[:budget].astype(np.int64)
 
 
@@ -48,10 +37,9 @@ class UncertaintySampler:
         """See :meth:`recdistill_core.sampler.Sampler.select`.
 
         Raises:
-            UsageError: for a budget out of range, or a task that the candidates have no logits of.
+            UsageError: for a task that the candidates have no logits of.
             DataError: for a logit that is not finite.
         """
-        require_budget(candidates, budget, "uncertainty")
         logit = self._logit(candidates.logits).astype(np.float64)
         wrong = ~np.isfinite(logit)
         if wrong.any():

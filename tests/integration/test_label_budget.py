@@ -70,7 +70,9 @@ def training_ids(feed: ParquetSource) -> Any:
     return feed.column("example_id")[:TRAINING]
 
 
-@pytest.mark.parametrize("sampler", [["random"], ["uncertainty", "random_share=0.2"], ["k_center", "partition_rows=500"]])
+@pytest.mark.parametrize(
+    "sampler", [["random"], ["uncertainty", "random_share=0.2"], ["k_center", "partition_rows=500"]]
+)
 def test_a_choice_is_as_large_as_the_budget_and_repeats_itself(
     sampler: list[str], recdistill: Verb, trained: Path, feed: ParquetSource, tmp_path: Path
 ) -> None:
