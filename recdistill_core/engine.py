@@ -18,7 +18,7 @@ class Job(Protocol):
 
         Returns:
             a function that does one block and returns what is to be told of it, both picklable. The function itself
-            stays in the worker.
+            stays in the worker, and in the thread that opened the job.
         """
 
 

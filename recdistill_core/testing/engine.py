@@ -14,12 +14,12 @@ from typing import Any
 from recdistill_core.errors import DataError, RecdistillError
 from recdistill_core.interfaces import Engine, Job
 from recdistill_core.testing.cases import Case, ConformanceError, check, exercise
-from recdistill_core.testing.engine_jobs import CLOSED, Echo, Marks, Opens, Raises, Sums, begun
+from recdistill_core.testing.engine_jobs import CLOSED, Echo, Marks, Opens, Raises, Sums, Threads, begun
 
 #: More blocks than an example has workers, in the check of how often a job is opened.
 MANY = 64
 #: Blocks of the job that is stopped early, and how many of them are over at once.
-LONG, QUICK = 40, 4
+LONG, QUICK = 30, 4
 #: Seconds for what was in flight to end after a close, and for workers to go.
 GRACE, LEAVING = 1.0, 10.0
 
@@ -91,6 +91,15 @@ def a_job_is_opened_once_per_worker(case: Case) -> None:
             f"opens the job {opened} times for {blocks} blocks; open it once per worker, since it may load a model, "
             "and start no more workers than there are blocks",
         )
+
+
+@check("engine")
+def a_worker_keeps_to_its_thread(case: Case) -> None:
+    """Blocks are done in the thread that opened the job, which a connection of SQLite, for one, must not leave."""
+    away = [place for place, stays in answers(case, case.build(), Threads(), range(12)).items() if not stays]
+    case.require(
+        not away, f"does blocks {away[:3]} in another thread than the one that opened the job; open it where they are"
+    )
 
 
 @check("engine")

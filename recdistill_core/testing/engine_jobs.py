@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 #: Seconds that a block of :class:`Marks` waits at most for the file that says that the engine was closed.
-PATIENCE = 0.2
+PATIENCE = 0.4
 CLOSED = "closed"
 
 
@@ -45,6 +46,16 @@ class Opens:
         """Does nothing else."""
         (Path(self.folder) / uuid.uuid4().hex).touch()
         return lambda block: block
+
+
+@dataclass
+class Threads:
+    """Tells of each block whether it is done in the thread that opened the job."""
+
+    def open(self) -> Callable[[int], bool]:
+        """Compares."""
+        mine = threading.get_ident()
+        return lambda block: threading.get_ident() == mine
 
 
 @dataclass
