@@ -14,7 +14,7 @@ from rich.text import Text
 
 from recdistill_core.cli import JsonOption, emit, messages
 from recdistill_core.errors import UsageError
-from recdistill_labels.arguments import SnapshotOption, StoreArgument, VersionsOption, progress
+from recdistill_labels.arguments import SnapshotOption, StoreArgument, VersionsOption, counted, progress
 
 if TYPE_CHECKING:
     from recdistill_labels.results import Result
@@ -54,7 +54,7 @@ def inspect(
 def _answer(result: Result, csv: bool, out: Path | None, json: bool) -> None:
     if out is not None:
         rows = result.write(out)
-        told = f"{rows:,} rows in {out}"
+        told = f"{counted(rows, 'row')} in {out}"
         emit({"out": str(out), "rows": rows}, json, lambda console: console.print(told, markup=False, highlight=False))
     elif csv:
         result.print_csv()
