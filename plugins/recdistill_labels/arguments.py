@@ -80,12 +80,12 @@ def seconds(text: str, option: str) -> float:
 
 
 def iso(ms: int) -> str:
-    """``2022-05-04T12:00:00.123Z``; a number that is no date stays a number."""
+    """``2022-05-04T12:00:00Z``, with milliseconds where there are any; a number that is no date stays a number."""
     try:
         moment = datetime.fromtimestamp(ms // 1000, UTC)
     except (ValueError, OverflowError, OSError):
         return str(ms)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+    return f"{moment:%Y-%m-%dT%H:%M:%S}{f'.{ms % 1000:03d}' if ms % 1000 else ''}Z"
 
 
 def size(count: int) -> str:
@@ -96,6 +96,11 @@ def size(count: int) -> str:
             break
         amount /= 1000
     return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 file``, ``2,000 files``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from recdistill_core.cli import JsonOption, emit
 from recdistill_core.errors import IntegrityError, UsageError
-from recdistill_labels.arguments import StoreArgument, progress
+from recdistill_labels.arguments import StoreArgument, counted, progress
 
 if TYPE_CHECKING:
     from recdistill_parquet.dataset import ParquetSource
@@ -61,7 +61,7 @@ def verify(
             console.print(f"[{COLOURS[kind]}]{kind}[/{COLOURS[kind]}] {finding.check}", highlight=False)
             for line in (finding.where, finding.what):
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-        told = f"{counts['error']} errors, {counts['warning']} warnings"
+        told = f"{counted(counts['error'], 'error')}, {counted(counts['warning'], 'warning')}"
         console.print(f"{store}: {'ok, ' if ok else ''}{told}", markup=False, highlight=False, soft_wrap=True)
 
     emit({"store": str(store), "ok": ok, "counts": counts, "findings": rows}, json, render)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from recdistill_labels.arguments import iso
+from recdistill_labels.arguments import counted, iso
 
 if TYPE_CHECKING:
     from recdistill_parquet.labels_state import VersionEntry
@@ -49,7 +49,7 @@ def _told(action: Mapping[str, Any]) -> str:
     if action["do"] == "add":
         added = action["entry"]
         rows = sum(segment["rows"] for segment in added["segments"])
-        told = f"{version}: {rows:,} labels added in {_counted(len(added['segments']), 'segment')}"
+        told = f"{version}: {counted(rows, 'label')} added in {counted(len(added['segments']), 'segment')}"
         aside = sum(segment["rows"] for segment in added["aside"])
         told += f", {added['duplicates']:,} delivered again" if added["duplicates"] else ""
         return told + (f", {aside:,} set aside" if aside else "")
@@ -57,9 +57,5 @@ def _told(action: Mapping[str, Any]) -> str:
         since = "" if action["since"] is None else f" since {iso(action['since'])}"
         return f"{version}: revoked{since}: {action['reason']}"
     if action["do"] == "compact":
-        return f"{version}: {_counted(len(action['removed']), 'segment')} compacted to {len(action['segments'])}"
+        return f"{version}: {counted(len(action['removed']), 'segment')} compacted to {len(action['segments'])}"
     return f"{version}: restored"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recdistill_core.cli import JsonOption, emit
-from recdistill_labels.arguments import SnapshotOption, StoreArgument, iso, size
+from recdistill_labels.arguments import SnapshotOption, StoreArgument, counted, iso, size
 from recdistill_labels.facts import commit_row, version_row
 
 #: Digits of ids in tables; the store takes them instead of a whole id.
@@ -41,7 +41,12 @@ def list_versions(store: StoreArgument, snapshot: SnapshotOption = "", json: Jso
             cells += [iso(until) if isinstance(until, int) else "", str(row["duplicates"]), str(row["quarantined"])]
             table.add_row(*map(Text, (*cells, _revoked(row))))
         console.print(table)
-        told = f"{totals['count']:,} labels in {totals['segments']:,} segments, {size(totals['bytes'])}"
+        for row in rows:
+            if row["revoked"]:
+                told = f"{row['version']}: revoked {_revoked(row)}: {row['revoked']}"
+                console.print(told, markup=False, highlight=False, soft_wrap=True)
+        told = f"{counted(totals['count'], 'label')} in {counted(totals['segments'], 'segment')}"
+        told += f", {size(totals['bytes'])}"
         told += f" ({totals['bytes_per_label']:.1f} bytes a label)" if totals["count"] else ""
         console.print(told, highlight=False)
         console.print(f"snapshot {head.id}, commit {head.number}", highlight=False)
@@ -80,4 +85,4 @@ def _revoked(row: Mapping[str, Any]) -> str:
     if not row["revoked"]:
         return ""
     since = row["revoked_since"]
-    return f"{'all' if since is None else f'since {iso(since)}'}: {row['revoked']}"
+    return "all" if since is None else f"since {iso(since)}"

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from recdistill_core.cli import JsonOption, emit, messages
 from recdistill_core.errors import UsageError
-from recdistill_labels.arguments import SnapshotOption, StoreArgument, VersionsOption, progress
+from recdistill_labels.arguments import SnapshotOption, StoreArgument, VersionsOption, counted, progress
 
 if TYPE_CHECKING:
     from recdistill_labels.results import Result
@@ -46,22 +46,25 @@ def inspect(
     with tempfile.TemporaryDirectory(prefix="recdistill-labels-") as scratch:
         connection = seen.connect(Path(scratch))
         try:
-            _answer(run_query(connection, sql or seen.summary()), csv, out, json)
+            result = run_query(connection, sql or seen.summary())
+            if out is not None:
+                _written(result, out, json)
+            elif csv:
+                result.print_csv()
+            elif json:
+                emit(result.rows(), True, lambda console: None)
+            elif sql:
+                _draw(result)
+            else:
+                _draw_upright(result)
         finally:
             connection.close()
 
 
-def _answer(result: Result, csv: bool, out: Path | None, json: bool) -> None:
-    if out is not None:
-        rows = result.write(out)
-        told = f"{rows:,} rows in {out}"
-        emit({"out": str(out), "rows": rows}, json, lambda console: console.print(told, markup=False, highlight=False))
-    elif csv:
-        result.print_csv()
-    elif json:
-        emit(result.rows(), True, lambda console: None)
-    else:
-        _draw(result)
+def _written(result: Result, out: Path, json: bool) -> None:
+    rows = result.write(out)
+    told = f"{counted(rows, 'row')} in {out}"
+    emit({"out": str(out), "rows": rows}, json, lambda console: console.print(told, markup=False, highlight=False))
 
 
 def _draw(result: Result) -> None:
@@ -75,6 +78,15 @@ def _draw(result: Result) -> None:
     if len(rows) > SHOWN:
         told = f"these are the first {SHOWN} rows; --json, --csv and --out FILE give all of them"
         messages().print(told, highlight=False)
+
+
+def _draw_upright(result: Result) -> None:
+    """A small table for each row: summaries have more columns than a terminal."""
+    for row in result.rows():
+        table = Table(show_header=False)
+        for name, value in row.items():
+            table.add_row(escape(name), Text(_shown(value)))
+        Console().print(table)
 
 
 def _shown(value: Any) -> str:

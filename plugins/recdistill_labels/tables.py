@@ -31,6 +31,8 @@ _VERSION_COLUMNS = {
     "quarantined": pa.int64(), "revoked": pa.string(), "revoked_since": pa.int64(), "revoked_at": pa.int64(),
     "segments": pa.int64(), "bytes": pa.int64(), "facts": pa.string(),
 }  # fmt: skip
+#: Quantiles of a summary.
+_SHARES = {"p01": 0.01, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p99": 0.99}
 _COMMIT_COLUMNS = {
     "number": pa.int64(), "id": pa.string(), "parent": pa.string(), "at": pa.int64(), "by": pa.string(),
     "done": pa.list_(pa.string()),
@@ -146,17 +148,20 @@ class Snapshot:
             return "SELECT version, mode, count AS labels FROM versions"
         parts = " UNION ALL ".join(self._summary_of(task) for task in self.tasks)
         order = ", ".join(_text(entry.version) for entry in self.entries)
+        quantiles = ", ".join(f"quantiles[{place}] AS logit_{name}" for place, name in enumerate(_SHARES, start=1))
         times = ", ".join(f"TRY(epoch_ms({name})) AS {name}" for name in ("first_scored", "last_scored"))
-        return f"SELECT * REPLACE ({times}) FROM ({parts}) ORDER BY list_position([{order}], version), task"
+        return (
+            f"SELECT version, task, labels, visible, mean_probability, {quantiles}, {times} "
+            f"FROM ({parts}) ORDER BY list_position([{order}], version), task"
+        )
 
     def _summary_of(self, task: str) -> str:
         logit = _quoted(logit_column(task))
         having = ", ".join(_text(entry.version) for entry in self.entries if task in entry.tasks)
-        shares = {"p01": 0.01, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p99": 0.99}
-        quantiles = ", ".join(f"quantile_cont({logit}, {share}) AS logit_{name}" for name, share in shares.items())
         return (
             f"SELECT version, {_text(task)} AS task, count(*) AS labels, count(*) FILTER (WHERE visible) AS visible, "
-            f"avg(1 / (1 + exp(-{logit}::DOUBLE))) AS mean_probability, {quantiles}, "
+            f"avg(1 / (1 + exp(-{logit}::DOUBLE))) AS mean_probability, "
+            f"quantile_cont({logit}, {list(_SHARES.values())}) AS quantiles, "
             "min(scored_at) AS first_scored, max(scored_at) AS last_scored "
             f"FROM labels WHERE version IN ({having}) GROUP BY version"
         )

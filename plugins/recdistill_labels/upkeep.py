@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recdistill_core.cli import JsonOption, emit
-from recdistill_labels.arguments import StoreArgument, VersionsOption, open_store, progress, seconds, size
+from recdistill_labels.arguments import StoreArgument, VersionsOption, counted, open_store, progress, seconds, size
 
 
 def compact(
@@ -61,7 +61,8 @@ def gc(
         if found.removed:
             console.print(table)
         done = "would be removed" if dry_run else "removed"
-        told = f"{len(found.removed)} files {done}, {size(found.bytes)}; {len(found.kept)} spare files stay for now"
+        told = f"{counted(len(found.removed), 'file')} {done}, {size(found.bytes)}"
+        told += f"; {counted(len(found.kept), 'spare file')} kept for now"
         console.print(told, highlight=False)
 
     emit({**asdict(found), "bytes": found.bytes}, json, render)

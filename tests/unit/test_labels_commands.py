@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ import pytest
 from core_cases import points, write_plugin
 from label_store_cases import T, filled, grown, segments
 from labels_cases import NO_STORE, Shell, rich_store, shell
+from rich.console import Console
 
 from recdistill_core import cli
 from recdistill_core.registry import discover, installed
-from recdistill_labels import VERBS
+from recdistill_labels import VERBS, arguments
 from recdistill_parquet.labels import ParquetLogitStore
 
 
@@ -47,8 +49,8 @@ def test_list_says_what_there_is(labels: Shell, tmp_path: Path) -> None:
     drawn = labels("list", tmp_path).out
     for text in (
         "dddddddddddd",
-        "2023-11-14T22:13:20.000Z",
-        "since 2023-11-14T22:13:20.001Z: diverged",
+        "2023-11-14T22:13:20Z",
+        "v2: revoked since 2023-11-14T22:13:20.001Z: diverged",
         "38 labels in 5",
     ):
         assert text in drawn
@@ -115,7 +117,7 @@ def test_compact_then_gc(labels: Shell, tmp_path: Path) -> None:
     assert (report["version"], report["rows"]) == ("v1", 60)
     assert (report["segments_before"], report["segments_after"]) == (6, 3)
     assert report["bytes_after"] < report["bytes_before"]
-    assert labels("gc", tmp_path).out == "0 files removed, 0 B; 6 spare files stay for now\n"
+    assert labels("gc", tmp_path).out == "0 files removed, 0 B; 6 spare files kept for now\n"
     tried = labels("gc", tmp_path, "--grace", 0, "--dry-run", "--json").document
     assert (len(segments(tmp_path)), tried["dry_run"], len(tried["removed"])) == (9, True, 6)
     drawn = labels("gc", tmp_path, "--grace", "0", "--dry-run").out
@@ -203,6 +205,17 @@ def test_a_store_without_its_manifest_is_an_integrity_error(labels: Shell, tmp_p
     done = labels(verb, tmp_path)
     assert done.code == 5
     assert "the label store has commits but no manifest" in done.out + done.err
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal in (True, False):
+        stream = io.StringIO()
+        console = Console(file=stream, force_terminal=terminal, width=80)
+        monkeypatch.setattr(arguments, "messages", lambda console=console: console)
+        with arguments.progress("reading") as tell:
+            tell(3, 4)
+        assert ("reading" in stream.getvalue()) == terminal
+        assert stream.getvalue().endswith("\x1b[2K" if terminal else "")
 
 
 LIGHT = """

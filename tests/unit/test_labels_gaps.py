@@ -45,7 +45,7 @@ def test_all_versions_count_where_none_is_named(labels: Shell, places: tuple[Pat
     assert answer["snapshot"] == ParquetLogitStore(places[0]).snapshot_id()
     assert answer["out"] is None
     drawn = labels("gaps", *places).out
-    assert "2023-11-17T12:00:00.000Z" in drawn
+    assert "2023-11-17T12:00:00Z" in drawn
     assert drawn.endswith("3 of 6 rows have no label; 50.00% are covered\n")
 
 

@@ -112,9 +112,11 @@ def test_the_summary_is_what_numpy_says(labels: Shell, tmp_path: Path) -> None:
     assert (v1["first_scored"], v1["last_scored"]) == ("2023-11-14T22:13:20", "2023-11-14T22:13:20.001000")
     assert (v2["labels"], v2["visible"]) == (18, 9)
     assert (other["version"], other["task"], other["labels"]) == ("other", "like", 2)
-    drawn = labels("inspect", tmp_path).out
-    assert "mean_probability" in drawn
-    assert "2023-11-14T22:13:20.001000" in drawn
+    drawn = [line.strip("│ ").split("│") for line in labels("inspect", tmp_path).out.splitlines() if "│" in line]
+    cells = [(name.strip(), value.strip()) for name, value in drawn]
+    assert [value for name, value in cells if name == "version"] == ["v1", "v2", "other"]
+    assert cells[: len(v1)][4:6] == [("mean_probability", "0.5"), ("logit_p01", "-2")]
+    assert ("last_scored", "2023-11-14T22:13:20.001000") in cells
 
 
 def test_the_summary_of_two_tasks_and_of_none(labels: Shell, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_seconds_are_not_taken_for_milliseconds() -> None:
 
 def test_times_and_sizes_as_shown() -> None:
     assert iso(1_651_665_600_123) == "2022-05-04T12:00:00.123Z"
+    assert iso(1_651_665_600_000) == "2022-05-04T12:00:00Z"
     assert iso(-1) == "1969-12-31T23:59:59.999Z"
     assert iso(2**62) == str(2**62)
     assert [size(count) for count in (0, 999, 1000, 2_345_678, 5 * 10**15)] == [

@@ -48,7 +48,7 @@ def test_an_error_is_said_where_and_ends_with_5(labels: Shell, tmp_path: Path) -
     assert lines[:2] == ["error segment", f"  {torn}"]
     assert lines[2].startswith("  a committed segment of the label store has 100 bytes, the log says")
     assert lines[2].endswith("; version 'v1', 10 rows, needed by the newest snapshot")
-    assert lines[3] == f"{tmp_path}: 1 errors, 0 warnings"
+    assert lines[3] == f"{tmp_path}: 1 error, 0 warnings"
     done = labels("verify", tmp_path, "--json")
     assert (done.code, done.document["ok"], done.document["counts"]["error"]) == (5, False, 1)
     (finding,) = done.document["findings"]
