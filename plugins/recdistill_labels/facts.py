@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,19 @@ if TYPE_CHECKING:
 
 
 def version_row(entry: VersionEntry) -> dict[str, Any]:
-    """One version; ``dataset`` and ``trained_until`` are facts that the writer may have noted, or None."""
+    """One version; ``dataset`` and ``trained_until`` are facts that the writer may have noted, or None.
+
+    NaN and infinite numbers in facts are None: strict JSON, as the verbs print it, has none of them.
+    """
+    facts = json.loads(json.dumps(entry.facts), parse_constant=lambda name: None)
     return {
         "version": entry.version,
         "mode": entry.mode.value,
         "tasks": list(entry.tasks),
         "view": entry.view,
         "count": entry.count,
-        "dataset": entry.facts.get("dataset"),
-        "trained_until": entry.facts.get("trained_until"),
+        "dataset": facts.get("dataset"),
+        "trained_until": facts.get("trained_until"),
         "duplicates": entry.duplicates,
         "quarantined": entry.quarantined,
         "revoked": entry.revoked.reason if entry.revoked else "",
@@ -28,7 +33,7 @@ def version_row(entry: VersionEntry) -> dict[str, Any]:
         "revoked_at": entry.revoked.at if entry.revoked else None,
         "segments": len(entry.segments),
         "bytes": sum(segment.bytes for segment in entry.segments),
-        "facts": dict(entry.facts),
+        "facts": facts,
     }
 
 

@@ -57,6 +57,9 @@ def inspect(
                 _draw(result)
             else:
                 _draw_upright(result)
+        except UsageError:
+            seen.check()  # a file that went away meanwhile is no fault of the query
+            raise
         finally:
             connection.close()
 
