@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recdistill_labels.arguments import counted, iso
 
 if TYPE_CHECKING:
+    from recdistill_parquet.labels_log import Head
     from recdistill_parquet.labels_state import VersionEntry
+
+
+def read_versions(
+    store: Path, snapshot: str = "", versions: Sequence[str] = ()
+) -> tuple[Head, tuple[VersionEntry, ...]]:
+    """The commit that is read, and its versions, oldest first; reads no labels.
+
+    Args:
+        store: root of the store. snapshot: id of a commit, or empty for the newest.
+        versions: only these, in this order; empty: all.
+
+    Raises:
+        DataError: if there is no such store, snapshot or version. IntegrityError: if the log is damaged.
+    """
+    from recdistill_parquet import labels_log
+
+    labels_log.require_store(store)
+    head = labels_log.find_snapshot(store, snapshot) if snapshot else labels_log.read_head(store)
+    state = labels_log.read_state(store, head)
+    wanted = tuple(state.require(version, str(store)) for version in dict.fromkeys(versions))
+    return head, wanted if versions else state.entries
 
 
 def version_row(entry: VersionEntry) -> dict[str, Any]:
