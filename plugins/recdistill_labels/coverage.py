@@ -13,21 +13,14 @@ from rich.table import Table
 
 from recdistill_core.cli import JsonOption, emit, messages
 from recdistill_core.errors import UsageError
-from recdistill_labels.arguments import (
-    SnapshotOption,
-    StoreArgument,
-    VersionsOption,
-    iso,
-    open_store,
-    progress,
-    time_ms,
-)
+from recdistill_labels.arguments import SnapshotOption, StoreArgument, VersionsOption, iso, progress, time_ms
+from recdistill_labels.facts import read_versions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from recdistill_parquet.labels import ParquetLogitStore
+    from recdistill_parquet.labels_state import VersionEntry
 
 
 def gaps(
@@ -45,20 +38,19 @@ def gaps(
 ) -> None:
     """Where a dataset has no labels. A label of any of the versions will do; all versions count where none is named."""
     from recdistill_core.label_choice import unlabelled
-    from recdistill_parquet import labels_log
     from recdistill_parquet.dataset import ParquetSource
+    from recdistill_parquet.labels import ParquetLogitStore
     from recdistill_parquet.labels_gaps import describe
 
-    if out is not None and out.suffix != ".parquet":
-        raise UsageError(f"ids are written as Parquet, and {out.name!r} says otherwise", fix="end its name in .parquet")
-    bounds = [time_ms(text, option) for text, option in ((since, "--since"), (until, "--until")) if text]
-    first, last = (bounds[0] if since else None), (bounds[-1] if until else None)
-    labels_log.require_store(store)
-    opened, source = open_store(store, snapshot=snapshot), ParquetSource(dataset)
-    versions = _wanted(opened, version)
-    _warn_of_other_datasets(opened, versions, source.snapshot_id)
-    start = 0 if first is None else source.row_at(first)
-    rows = slice(start, source.num_rows if last is None else max(source.row_at(last), start))
+    if out is not None:
+        _check_out(out)
+    head, entries = read_versions(store, snapshot, version or ())
+    opened, source = ParquetLogitStore(store, snapshot=head.id if head.number else ""), ParquetSource(dataset)
+    versions = [entry.version for entry in entries]
+    _warn_of_other_datasets(entries, source.snapshot_id)
+    first = source.row_at(time_ms(since, "--since")) if since else 0
+    last = source.row_at(time_ms(until, "--until")) if until else source.num_rows
+    rows = slice(first, max(last, first))
     ids, times = source.column("example_id")[rows], source.column("event_time")[rows]
     with progress("reading") as tell:
         missing = unlabelled(opened, versions, ids, tell)
@@ -67,7 +59,7 @@ def gaps(
         _write_ids(out, ids[missing])
     answer = {
         "store": str(store),
-        "snapshot": opened.snapshot_id(),
+        "snapshot": head.id,
         "dataset": source.snapshot_id,
         "versions": versions,
         "rows": found.rows,
@@ -96,34 +88,28 @@ def gaps(
     emit(answer, json, render)
 
 
-def _wanted(store: ParquetLogitStore, named: Sequence[str] | None) -> list[str]:
-    """The named versions, which must be there, or all."""
-    known = [entry.version for entry in store.versions()]
-    for name in named or ():
-        if name not in known:
-            store.read(name, _no_ids())  # raises the store's own error, with the versions there are
-    return list(dict.fromkeys(named)) if named else known
-
-
-def _no_ids() -> NDArray[np.int64]:
-    import numpy as np
-
-    return np.empty(0, np.int64)
-
-
-def _warn_of_other_datasets(store: ParquetLogitStore, versions: Sequence[str], dataset: str) -> None:
+def _warn_of_other_datasets(entries: Sequence[VersionEntry], dataset: str) -> None:
     """Equal ids are equal examples only where two datasets number them alike, as a log that has grown does."""
-    entries = {entry.version: entry for entry in store.versions()}
-    others = {name: entries[name].facts.get("dataset", dataset) for name in versions}
-    for name, other in others.items():
+    for entry in entries:
+        other = entry.facts.get("dataset", dataset)
         if other != dataset:
             messages().print(
-                f"note: the labels of version {name!r} are of dataset {other}, not of {dataset}: they count here only "
-                "where both number examples alike",
+                f"note: the labels of version {entry.version!r} are of dataset {other}, not of {dataset}: "
+                "they count here only where both number examples alike",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _check_out(path: Path) -> None:
+    """Found before the work, not after it."""
+    if path.suffix != ".parquet":
+        raise UsageError(
+            f"ids are written as Parquet, and {path.name!r} says otherwise", fix="end its name in .parquet"
+        )
+    if not path.parent.is_dir():
+        raise UsageError("there is no such folder", where=str(path.parent), fix="make it, or write to another")
 
 
 def _write_ids(path: Path, ids: NDArray[np.int64]) -> None:
@@ -132,8 +118,6 @@ def _write_ids(path: Path, ids: NDArray[np.int64]) -> None:
 
     from recdistill_core.files import whole_or_absent
 
-    if not path.parent.is_dir():
-        raise UsageError("there is no such folder", where=str(path.parent), fix="make it, or write to another")
     with whole_or_absent(path) as place:
         columns: dict[str, Any] = {"example_id": ids}
         pq.write_table(pa.table(columns), place)

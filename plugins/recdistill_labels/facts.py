@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recdistill_labels.arguments import counted, iso
 
 if TYPE_CHECKING:
+    from recdistill_parquet.labels_log import Head
     from recdistill_parquet.labels_state import VersionEntry
 
 
+def read_versions(
+    store: Path, snapshot: str = "", versions: Sequence[str] = ()
+) -> tuple[Head, tuple[VersionEntry, ...]]:
+    """The commit that is read, and its versions, oldest first; reads no labels.
+
+    Args:
+        store: root of the store. snapshot: id of a commit, or empty for the newest.
+        versions: only these, in this order; empty: all.
+
+    Raises:
+        DataError: if there is no such store, snapshot or version. IntegrityError: if the log is damaged.
+    """
+    from recdistill_parquet import labels_log
+
+    labels_log.require_store(store)
+    head = labels_log.find_snapshot(store, snapshot) if snapshot else labels_log.read_head(store)
+    state = labels_log.read_state(store, head)
+    wanted = tuple(state.require(version, str(store)) for version in dict.fromkeys(versions))
+    return head, wanted if versions else state.entries
+
+
 def version_row(entry: VersionEntry) -> dict[str, Any]:
-    """One version; ``dataset`` and ``trained_until`` are facts that the writer may have noted, or None."""
+    """One version; ``dataset`` and ``trained_until`` are facts that the writer may have noted, or None.
+
+    NaN and infinite numbers in facts are None: strict JSON, as the verbs print it, has none of them.
+    """
+    facts = json.loads(json.dumps(entry.facts), parse_constant=lambda name: None)
     return {
         "version": entry.version,
         "mode": entry.mode.value,
         "tasks": list(entry.tasks),
         "view": entry.view,
         "count": entry.count,
-        "dataset": entry.facts.get("dataset"),
-        "trained_until": entry.facts.get("trained_until"),
+        "dataset": facts.get("dataset"),
+        "trained_until": facts.get("trained_until"),
         "duplicates": entry.duplicates,
         "quarantined": entry.quarantined,
         "revoked": entry.revoked.reason if entry.revoked else "",
@@ -28,7 +56,7 @@ def version_row(entry: VersionEntry) -> dict[str, Any]:
         "revoked_at": entry.revoked.at if entry.revoked else None,
         "segments": len(entry.segments),
         "bytes": sum(segment.bytes for segment in entry.segments),
-        "facts": dict(entry.facts),
+        "facts": facts,
     }
 
 

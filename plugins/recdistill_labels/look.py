@@ -12,7 +12,7 @@ from rich.text import Text
 
 from recdistill_core.cli import JsonOption, emit
 from recdistill_labels.arguments import SnapshotOption, StoreArgument, counted, iso, size
-from recdistill_labels.facts import commit_row, version_row
+from recdistill_labels.facts import commit_row, read_versions, version_row
 
 #: Digits of ids in tables; the store takes them instead of a whole id.
 SHORT = 12
@@ -20,11 +20,8 @@ SHORT = 12
 
 def list_versions(store: StoreArgument, snapshot: SnapshotOption = "", json: JsonOption = False) -> None:
     """The teacher versions of a label store: how many labels, of what, revoked or not."""
-    from recdistill_parquet import labels_log
-
-    labels_log.require_store(store)
-    head = labels_log.find_snapshot(store, snapshot) if snapshot else labels_log.read_head(store)
-    rows = [version_row(entry) for entry in labels_log.read_state(store, head).entries]
+    head, entries = read_versions(store, snapshot)
+    rows = [version_row(entry) for entry in entries]
     totals = {
         name: sum(row[name] for row in rows) for name in ("count", "segments", "bytes", "duplicates", "quarantined")
     }

@@ -15,6 +15,7 @@ from rich.text import Text
 from recdistill_core.cli import JsonOption, emit, messages
 from recdistill_core.errors import UsageError
 from recdistill_labels.arguments import SnapshotOption, StoreArgument, VersionsOption, counted, progress
+from recdistill_labels.facts import read_versions
 
 if TYPE_CHECKING:
     from recdistill_labels.results import Result
@@ -40,7 +41,7 @@ def inspect(
     from recdistill_labels.results import run_query
     from recdistill_labels.tables import Snapshot
 
-    seen = Snapshot.open(store, snapshot, version or [])
+    seen = Snapshot(store, *read_versions(store, snapshot, version or ()))
     with progress("checking") as tell:
         seen.check(tell)
     with tempfile.TemporaryDirectory(prefix="recdistill-labels-") as scratch:
@@ -57,6 +58,9 @@ def inspect(
                 _draw(result)
             else:
                 _draw_upright(result)
+        except UsageError:
+            seen.check()  # a file that went away meanwhile is no fault of the query
+            raise
         finally:
             connection.close()
 

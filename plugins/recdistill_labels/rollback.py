@@ -9,6 +9,7 @@ from rich.console import Console
 
 from recdistill_core.cli import JsonOption, emit
 from recdistill_labels.arguments import StoreArgument, VersionOption, iso, open_store, time_ms
+from recdistill_labels.facts import read_versions
 
 if TYPE_CHECKING:
     from recdistill_parquet.labels import ParquetLogitStore
@@ -42,11 +43,9 @@ def restore(store: StoreArgument, version: VersionOption, json: JsonOption = Fal
 
 def _finish(store: ParquetLogitStore, version: str, done: str, json: bool) -> None:
     """Print what the version is like now."""
-    from recdistill_parquet import labels_log
     from recdistill_parquet.labels_view import count_visible
 
-    head = labels_log.read_head(store.path)
-    entry = labels_log.read_state(store.path, head).require(version, str(store.path))
+    head, (entry,) = read_versions(store.path, versions=[version])
     seen = count_visible(store.path, entry)
     answer: dict[str, Any] = {
         "store": str(store.path),

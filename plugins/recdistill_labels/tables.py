@@ -47,23 +47,6 @@ class Snapshot:
     head: Head
     entries: tuple[VersionEntry, ...]
 
-    @classmethod
-    def open(cls, store: Path, snapshot: str, versions: Sequence[str]) -> Snapshot:
-        """Read the log.
-
-        Args:
-            store: root of the store. snapshot: id of a commit, or empty for the newest.
-            versions: those to see; empty: all.
-
-        Raises:
-            DataError: if there is no such store, snapshot or version. IntegrityError: if the log is damaged.
-        """
-        labels_log.require_store(store)
-        head = labels_log.find_snapshot(store, snapshot) if snapshot else labels_log.read_head(store)
-        state = labels_log.read_state(store, head)
-        wanted = [state.require(version, str(store)) for version in dict.fromkeys(versions)]
-        return cls(store, head, tuple(wanted) if versions else state.entries)
-
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks of any of the versions."""

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from recdistill_core.cli import JsonOption, emit
 from recdistill_labels.arguments import StoreArgument, VersionsOption, counted, open_store, progress, seconds, size
+from recdistill_labels.facts import read_versions
 
 
 def compact(
@@ -21,16 +22,10 @@ def compact(
     json: JsonOption = False,
 ) -> None:
     """Write the labels of each version, or of those named, to fewer, fuller segments; gc removes the old ones."""
-    from recdistill_parquet import labels_log
-
-    labels_log.require_store(store)
-    opened = open_store(store, segment_rows=segment_rows)
-    state = labels_log.read_state(store, labels_log.read_head(store))
-    entries = [state.require(name, str(store)) for name in version] if version else state.entries
-    found = []
-    for name in dict.fromkeys(entry.version for entry in entries):
-        with progress(f"compacting {name}") as tell:
-            found.append(opened.compact(name, tell))
+    opened, found = open_store(store, segment_rows=segment_rows), []
+    for entry in read_versions(store, versions=version or ())[1]:
+        with progress(f"compacting {entry.version}") as tell:
+            found.append(opened.compact(entry.version, tell))
 
     def render(console: Console) -> None:
         table = Table("version", "labels", "segments", "now", "bytes", "now")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from label_store_cases import T, filled, open_writer, put, segments
 from labels_cases import Shell, rich_store, shell
 
 from recdistill_core.interfaces import CaptureMode
+from recdistill_labels import tables
 from recdistill_labels.results import plain
 from recdistill_parquet.labels import ParquetLogitStore
 
@@ -76,12 +78,16 @@ def test_quarantine_versions_and_commits_are_tables(labels: Shell, tmp_path: Pat
 
 
 def test_facts_of_any_shape_are_text(labels: Shell, tmp_path: Path) -> None:
+    facts = {"dataset": {"a": 1}, "trained_until": "yesterday", "rates": [1.5, math.nan, math.inf]}
     store = ParquetLogitStore(tmp_path)
-    with open_writer(store, facts={"dataset": {"a": 1}, "trained_until": "yesterday"}) as writer:
+    with open_writer(store, facts=facts) as writer:
         put(writer, [1])
         writer.commit()
     (entry,) = rows(labels, tmp_path, "FROM versions")
     assert (entry["dataset"], entry["trained_until"]) == ('{"a": 1}', None)
+    assert json.loads(entry["facts"])["rates"] == [1.5, None, None]
+    (listed,) = labels("list", tmp_path, "--json").document["versions"]
+    assert (listed["facts"]["rates"], listed["trained_until"]) == ([1.5, None, None], "yesterday")
     assert labels("list", tmp_path).code == 0
 
 
@@ -210,6 +216,23 @@ def test_damage_is_named_and_not_queried(labels: Shell, tmp_path: Path, file: st
     assert "does not match its sha256 in the log" in done.err
     assert file in done.err
     assert labels("inspect", tmp_path, "--version", "other").code == 0
+
+
+def test_a_file_that_goes_while_it_is_queried_is_no_fault_of_the_query(
+    labels: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rich_store(tmp_path)
+    gone, real = tmp_path / "segments/v1-000000.parquet", tables.Snapshot.connect
+
+    def late(seen: tables.Snapshot, scratch: Path) -> Any:
+        gone.unlink()
+        return real(seen, scratch)
+
+    monkeypatch.setattr(tables.Snapshot, "connect", late)
+    done = labels("inspect", tmp_path)
+    assert (done.code, done.out) == (5, "")
+    assert "is missing" in done.err
+    assert str(gone) in done.err
 
 
 def test_csv(labels: Shell, tmp_path: Path) -> None:
