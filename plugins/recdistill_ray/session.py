@@ -17,7 +17,7 @@ from recdistill_ray import RayConfig
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Ray says of its own code
-        import ray
+        import ray as ray  # from here, others import it: it is looked for and silenced in one place
         import ray.data
 
         ray.data.DataContext.get_current()  # warns of its own defaults when it is first made
@@ -87,7 +87,7 @@ def _handlers_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
 

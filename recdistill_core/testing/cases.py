@@ -173,12 +173,42 @@ def checks_for(entry: Registered) -> list[Check]:
     return found
 
 
-def run_check(entry: Registered, check: Check) -> Outcome:
-    """Run one check in a temporary folder; an exception other than ConformanceError is a failure too."""
-    reason = entry.component.expected_failures.get(check.name, "")
+#: The check that reports a component that cannot be built, so that the others need not.
+BUILDS = "it_builds_from_its_example"
+
+
+def run_in_a_folder(entry: Registered, check: Check) -> None:
+    """Run one check in a temporary folder.
+
+    Raises:
+        NotApplicable: for any other check than :data:`BUILDS` of a component that cannot be built.
+        Exception: what the check raised, ConformanceError or another.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix="recdistill-") as folder:
             check.run(Case(entry, Path(folder)))
+    except (NotApplicable, ConformanceError):
+        raise
+    except Exception:
+        if check.name != BUILDS and not _builds(entry):
+            raise NotApplicable(f"it cannot be built, as the check {BUILDS} reports") from None
+        raise
+
+
+def _builds(entry: Registered) -> bool:
+    try:
+        with tempfile.TemporaryDirectory(prefix="recdistill-") as folder:
+            Case(entry, Path(folder)).build()
+    except Exception:
+        return False
+    return True
+
+
+def run_check(entry: Registered, check: Check) -> Outcome:
+    """Run one check; an exception other than ConformanceError is a failure too."""
+    reason = entry.component.expected_failures.get(check.name, "")
+    try:
+        run_in_a_folder(entry, check)
     except NotApplicable as why:
         return Outcome(check, "not applicable", str(why))
     except Exception as error:

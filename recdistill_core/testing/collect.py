@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from recdistill_core.errors import PluginError, suggest
 from recdistill_core.registry import Registered, Registry, installed, same_project
-from recdistill_core.testing.cases import Case, Check, NotApplicable, checks_for
+from recdistill_core.testing.cases import Check, NotApplicable, checks_for, run_in_a_folder
 
 #: Settings of a component, or a function that writes the files they name into an empty folder.
 Example = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
@@ -59,11 +58,10 @@ def _test_of(entry: Registered, check: Check) -> Callable[[], None]:
     def run() -> None:
         import pytest
 
-        with tempfile.TemporaryDirectory(prefix="recdistill-") as folder:
-            try:
-                check.run(Case(entry, Path(folder)))
-            except NotApplicable as why:
-                pytest.skip(str(why))
+        try:
+            run_in_a_folder(entry, check)
+        except NotApplicable as why:
+            pytest.skip(str(why))
 
     return run
 

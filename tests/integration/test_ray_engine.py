@@ -204,3 +204,29 @@ def test_alone_it_starts_a_ray_and_leaves_no_process_and_no_word() -> None:
         "\n  where: address 'nonsense' of engine 'ray'\n  to do: check the address and that the cluster runs, or leave "
         "'address' out to start a Ray here"
     )
+
+
+BORROWED = """
+import os, signal
+import ray
+from recdistill_core.config import make
+from recdistill_core.registry import installed
+from recdistill_core.testing.engine_jobs import Sums
+
+ray.init("local", num_cpus=2, include_dashboard=False)
+handler = signal.getsignal(signal.SIGTERM)
+told = sorted(make(installed(), "engine", {"name": "ray"}).run(Sums(), [[k] for k in range(4)]))
+print("told", told, ray.is_initialized(), signal.getsignal(signal.SIGTERM) is handler)
+"""
+
+
+def test_a_ray_that_is_there_is_used_and_left_running() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BORROWED],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "told [(0, 0), (1, 1), (2, 2), (3, 3)] True True" in done.stdout.splitlines()

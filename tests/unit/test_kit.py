@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from recdistill_core.errors import ConfigError, PluginError
 from recdistill_core.interfaces import HistoryWindow
 from recdistill_core.registry import PluginRecord, Registry, installed
-from recdistill_core.testing import CHECKS, conformance, sample_batch, sample_schema, windowed
+from recdistill_core.testing import CHECKS, checks_for, conformance, run_check, sample_batch, sample_schema, windowed
 from recdistill_core.testing.compare import differences, largest_gap, leaves
 
 
@@ -187,3 +187,47 @@ def test_every_installed_component_is_taken_where_no_distribution_is_named() -> 
     ids = [param.id for param in test.pytestmark[0].args[1]]
     for entry in installed().found:
         assert f"{entry.kind}-{entry.component.name}-it_builds_from_its_example" in ids
+
+
+def unbuilt(config: object, context: object) -> None:
+    raise RuntimeError("there is no such table")
+
+
+def test_a_component_that_cannot_be_built_is_reported_once() -> None:
+    entry = installed().get("loss", "mse")
+    entry = replace(entry, component=replace(entry.component, build=unbuilt))
+    outcomes = {check.name: run_check(entry, check) for check in checks_for(entry)}
+    failed = {name: outcome.detail for name, outcome in outcomes.items() if outcome.status == "failed"}
+    (detail,) = failed.values()
+    assert list(failed) == ["it_builds_from_its_example"]
+    assert "loss 'mse' cannot be built: RuntimeError: there is no such table" in detail
+    skipped = {outcome.detail for outcome in outcomes.values() if outcome.status == "not applicable"}
+    assert "it cannot be built, as the check it_builds_from_its_example reports" in skipped
+
+
+def test_a_component_that_can_be_built_once_only_fails_where_it_fails() -> None:
+    entry = installed().get("loss", "mse")
+    built: list[object] = []
+
+    def build(config: object, context: object) -> object:
+        built.append(config)
+        if len(built) == 2:
+            raise RuntimeError("the table is locked")
+        return entry.component.build(config, context)  # type: ignore[arg-type]  # what it is given is handed on
+
+    second = replace(entry, component=replace(entry.component, build=build))
+    (check,) = [check for check in CHECKS if check.name == "two_builds_under_one_seed_are_equal"]
+    outcome = run_check(second, check)
+    assert outcome.status == "failed"
+    assert "RuntimeError: the table is locked" in outcome.detail
+
+
+def test_pytest_skips_what_cannot_be_built() -> None:
+    entry = installed().get("loss", "mse")
+    entry = replace(entry, component=replace(entry.component, build=unbuilt))
+    mark = conformance("recdistill", Registry(installed().plugins, (entry,)))(nothing)
+    params = {param.id: param.values[0] for param in mark.pytestmark[-1].args[1]}
+    with pytest.raises(PluginError, match="loss 'mse' cannot be built"):
+        params["loss-mse-it_builds_from_its_example"]()
+    with pytest.raises(pytest.skip.Exception, match="it cannot be built, as the check it_builds_from_its_example"):
+        params["loss-mse-the_batch_is_never_changed"]()

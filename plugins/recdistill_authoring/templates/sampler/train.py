@@ -32,7 +32,7 @@ student = StudentModule(make(installed(), "student", "mlp", context), {"click": 
 data = DistillationDataModule(source, train=rows, history=student.history)
 fit(student, data)
 
-# The cheap model, which has no teacher, says what it makes of each row; the sampler chooses those that a teacher labels.
+# What the cheap model, which has no teacher, makes of each row; the sampler chooses those that a teacher is to label.
 batch = source.batch(np.arange(*rows), student.history)
 with torch.no_grad():
     embedding = student.eval().student.backbone(batch)

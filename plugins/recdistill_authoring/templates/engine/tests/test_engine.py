@@ -23,15 +23,14 @@ class Meeting:
 
 
 def test_blocks_are_done_side_by_side():
-    job = Meeting(3)
-    told = dict(MyPluginEngine(MyPluginConfig(workers=3)).run(job, range(12)))
-    assert told == {place: place * place for place in range(12)}
+    job, engine = Meeting(3), MyPluginEngine(MyPluginConfig(workers=3))
+    assert dict(engine.run(job, range(12))) == {place: place * place for place in range(12)}
     assert len(set(job.opened)) == len(job.opened) == 3
 
 
 def test_there_are_no_more_threads_than_blocks():
-    job = Meeting(2)
-    assert len(list(MyPluginEngine(MyPluginConfig(workers=8)).run(job, range(2)))) == 2
+    job, engine = Meeting(2), MyPluginEngine(MyPluginConfig(workers=8))
+    assert len(list(engine.run(job, range(2)))) == 2
     assert len(job.opened) == 2
 
 

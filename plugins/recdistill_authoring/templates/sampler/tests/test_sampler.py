@@ -19,8 +19,8 @@ def test_an_example_a_half_life_older_is_half_as_likely():
 
 
 def test_a_short_half_life_takes_the_newest():
-    chosen = MyPluginSampler(MyPluginConfig(half_life_days=0.001)).select(candidates(range(50)), 5, seed=1)
-    assert chosen.tolist() == [49, 48, 47, 46, 45]
+    sampler = MyPluginSampler(MyPluginConfig(half_life_days=0.001))
+    assert sampler.select(candidates(range(50)), 5, seed=1).tolist() == [49, 48, 47, 46, 45]
 
 
 @pytest.mark.parametrize("days", [0.0, -1.0, float("nan")])

@@ -27,7 +27,7 @@ class MyPluginEngine:
         """Do every block.
 
         Args:
-            job: opened once per thread. blocks: no more of them are begun than there are threads, so a close stops soon.
+            job: opened once per thread. blocks: no more are in work than there are threads, so that a close stops soon.
 
         Yields:
             ``(place in blocks, what the job returned)``, as blocks are finished.
