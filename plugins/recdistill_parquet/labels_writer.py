@@ -98,12 +98,15 @@ class ParquetLabelWriter(LabelWriter):
         reason = self._guard.inspect(columns, where)
         fine = columns if reason is None else select(columns, reason == "")
         digests = self._known.digests(fine)
-        fresh, wrong = self._known.compare(fine["example_id"], digests)
-        if wrong.any():
-            raise conflict(self._store, self._entry, fine, wrong, self._places(fine), self._reader)
+        taken = {**fine, _DIGEST: digests}
+        known = self._known.compare(fine["example_id"], digests)
+        if known is not None:
+            fresh, wrong = known
+            if wrong.any():
+                raise conflict(self._store, self._entry, fine, wrong, self._places(fine), self._reader)
+            taken = select(taken, fresh)
         if reason is not None and fine["example_id"].size < count:
             self._rows.add_aside({**select(columns, reason != ""), "reason": reason[reason != ""]})
-        taken = select({**fine, _DIGEST: digests}, fresh)
         self._duplicates += fine["example_id"].size - taken["example_id"].size
         self._pending.add(taken["example_id"], taken.pop(_DIGEST))
         self._rows.add(taken)
