@@ -105,6 +105,7 @@ class ParquetLabelWriter(LabelWriter):
             if wrong.any():
                 raise conflict(self._store, self._entry, fine, wrong, self._places(fine), self._reader)
             taken = select(taken, fresh)
+        self._rows.make_room(count)
         if reason is not None and fine["example_id"].size < count:
             self._rows.add_aside({**select(columns, reason != ""), "reason": reason[reason != ""]})
         self._duplicates += fine["example_id"].size - taken["example_id"].size
@@ -144,7 +145,7 @@ class ParquetLabelWriter(LabelWriter):
     def abort(self) -> None:
         """Forget everything appended since the last commit and remove its segment files."""
         try:
-            if self._rows.spilled or self._rows.aside:
+            if self._rows.on_disk:
                 self._refresh()  # a commit that failed in its last fsync is visible already
                 self._rows.remove_files()
         finally:
