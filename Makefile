@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint docs bench clean versions
+.PHONY: help demo test lint docs bench bench-store clean versions
 
 help:
 	@echo 'make demo      teacher, labels, student and report on simulated clicks, in a few minutes on a CPU'
@@ -14,6 +14,7 @@ help:
 	@echo 'make lint      ruff and mypy alone'
 	@echo 'make docs      the documentation as HTML in build/docs; a warning is an error'
 	@echo 'make bench     the benchmarks, with this machine beside the numbers'
+	@echo 'make bench-store  the label store alone: against files, arrays, DuckDB and LMDB'
 	@echo 'make versions  what is installed in $(VENV)'
 	@echo 'make clean     remove $(VENV), caches and build outputs; runs/ stays'
 	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)'
@@ -33,11 +34,14 @@ docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -b html -E -n -W --keep-going -q docs build/docs
 	@echo 'built: build/docs/README.html'
 
-bench: $(VENV)/.run
+bench: $(VENV)/.bench
 	@found=; for file in benchmarks/bench_*.py; do \
 	  [ -e "$$file" ] || continue; found=1; \
 	  echo "== $$file"; $(BIN)/python "$$file" || exit 1; \
 	done; [ -n "$$found" ] || { echo 'benchmarks/ holds no bench_*.py' >&2; exit 1; }
+
+bench-store: $(VENV)/.bench
+	$(BIN)/python benchmarks/bench_store.py
 
 versions: $(VENV)/.test
 	@$(BIN)/python --version
@@ -63,6 +67,10 @@ $(VENV)/.run: pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.run
 	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.run
+	$(PIP) -e '.[bench]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run

@@ -19,11 +19,11 @@ import torch
 LIBRARIES = ("recdistill", "torch", "numpy", "pyarrow", "duckdb")
 
 
-def machine() -> dict[str, Any]:
+def machine(libraries: Sequence[str] = LIBRARIES) -> dict[str, Any]:
     """Versions, device and threads of this process."""
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        **{name: importlib.metadata.version(name) for name in libraries},
         "device": f"CPU, {platform.machine()}",
         "cores": os.cpu_count(),
         "load average": round(os.getloadavg()[0], 1),
@@ -69,17 +69,24 @@ def in_fresh_process(script: str, *arguments: object) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def arguments(summary: str) -> argparse.Namespace:
+def parser(summary: str) -> argparse.ArgumentParser:
     """``--json`` and, for the script's own use, ``--child``."""
-    parser = argparse.ArgumentParser(description=summary)
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of Markdown")
-    parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    made = argparse.ArgumentParser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="print one JSON document instead of Markdown")
+    made.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
+    return made
 
 
-def show(tables: Mapping[str, Sequence[Mapping[str, Any]]], as_json: bool) -> None:
+def arguments(summary: str) -> argparse.Namespace:
+    """What was given to a script that has no options of its own."""
+    return parser(summary).parse_args()
+
+
+def show(
+    tables: Mapping[str, Sequence[Mapping[str, Any]]], as_json: bool, libraries: Sequence[str] = LIBRARIES
+) -> None:
     """Print named tables, with the machine, as Markdown or as one JSON document."""
-    facts = machine()
+    facts = machine(libraries)
     if as_json:
         print(json.dumps({"machine": facts, "tables": tables}, indent=2))
         return

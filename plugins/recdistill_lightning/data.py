@@ -33,17 +33,18 @@ class RowBatches(Dataset[Batch]):
         if not self.checked:  # a source of a third party that breaks the contract breaks it from the start
             batch.validate("first batch")
             self.checked = True
-        if self.labels is None:
-            return batch
-        index = torch.from_numpy(rows)
-        return batch.with_teacher(
-            replace(
-                self.labels,
-                logits={task: logit[index] for task, logit in self.labels.logits.items()},
-                valid={task: valid[index] for task, valid in self.labels.valid.items()},
-                scored_at=None if self.labels.scored_at is None else self.labels.scored_at[index],
-            )
-        )
+        return batch if self.labels is None else batch.with_teacher(labels_at(self.labels, rows))
+
+
+def labels_at(labels: TeacherSignal, rows: NDArray[np.int64]) -> TeacherSignal:
+    """Labels of the row positions ``rows [N]``, copied out of those of all rows."""
+    index = torch.from_numpy(rows)
+    return replace(
+        labels,
+        logits={task: logit.index_select(0, index) for task, logit in labels.logits.items()},
+        valid={task: valid.index_select(0, index) for task, valid in labels.valid.items()},
+        scored_at=None if labels.scored_at is None else labels.scored_at.index_select(0, index),
+    )
 
 
 @dataclass(frozen=True)

@@ -48,12 +48,12 @@ class ParquetLogitStore(LogitStore):
     """A label store in a directory; implements :class:`recdistill_core.labels.LogitStore`.
 
     Many writers and readers may work at once, in one process or several, on a file system with POSIX locks and atomic
-    rename. A reader holds the labels of the versions it reads in memory: 24 to 32 bytes for an example with one or two
-    tasks.
+    rename. A reader holds the labels of the versions it reads in memory: 32 to 48 bytes for an example with one to four
+    tasks, and as much again while it reads them first.
 
     Args:
         path: root of the store; made by the first writer.
-        segment_rows: rows of a segment file, at least 1; a writer holds that many in memory.
+        segment_rows: rows of a segment file, at least 1; a writer holds up to twice as many in memory.
         limits: which values are plausible.
         snapshot: id of the commit to read (8 digits of it or more); empty: always the newest. A pinned store is
             read-only.

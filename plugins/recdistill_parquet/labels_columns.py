@@ -25,15 +25,14 @@ def label_columns(example_id: Tensor, logits: Mapping[str, Tensor], tasks: Seque
             where=where,
             fix=f"give logits of exactly these tasks: {', '.join(tasks)}",
         )
-    columns: Columns = {"example_id": example_id.detach().cpu().numpy().copy()}
+    columns: Columns = {"example_id": example_id.numpy(force=True).copy()}
     for task in tasks:
-        logit = logits[task].detach().cpu()
+        logit = logits[task]
         if logit.shape != example_id.shape or not logit.is_floating_point():
             raise DataError(
                 f"logits of task {task!r} must be {list(example_id.shape)} floats, got {list(logit.shape)} "
                 f"{str(logit.dtype).removeprefix('torch.')}",
                 where=where,
             )
-        values = logit.to(torch.float32).numpy().copy()
-        columns[logit_column(task)] = values
+        columns[logit_column(task)] = logit.to(torch.float32).numpy(force=True).copy()
     return columns

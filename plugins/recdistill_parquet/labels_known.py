@@ -35,19 +35,24 @@ class Known:
 
     def compare(
         self, ids: NDArray[np.int64], digests: NDArray[np.uint64]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """``(fresh [N], wrong [N])``: rows whose example has no label yet, and rows whose example has another one.
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+        """Which rows have a label already; None where none has.
 
         Of several rows of ``ids`` with one example, the first one counts.
+
+        Returns:
+            ``(fresh [N], wrong [N])``: rows whose example has no label yet, and rows whose example has another one.
         """
-        fresh, wrong = np.ones(ids.shape, np.bool_), np.zeros(ids.shape, np.bool_)
-        for table in (self.pending, self.committed):
-            if len(table):
-                there, found = table.find(ids)
-                fresh &= ~there
-                wrong |= there & (found != digests)
+        hits = [table.hits(ids) for table in (self.pending, self.committed)]
         in_order = np.sort(ids)
-        if (in_order[1:] == in_order[:-1]).any():
+        repeated = bool((in_order[1:] == in_order[:-1]).any())
+        if not repeated and not any(places.size for places, _ in hits):
+            return None
+        fresh, wrong = np.ones(ids.shape, np.bool_), np.zeros(ids.shape, np.bool_)
+        for places, found in hits:
+            fresh[places] = False
+            wrong[places] |= digests[places] != found
+        if repeated:
             _, first, which = np.unique(ids, return_index=True, return_inverse=True)
             again = first[which] != np.arange(ids.size)
             fresh &= ~again

@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,12 @@ def read_head(store: Path) -> Head:
         raise UsageError(
             "the label store is a file, not a directory", where=str(store), fix="give a directory"
         ) from None
+    return _head(text, path)
+
+
+@lru_cache
+def _head(text: bytes, path: Path) -> Head:
+    """What a manifest says; the store looks at it in every read, and it seldom changes."""
     plain = checked(text, path, "the label store's manifest")
     return Head(int(plain["number"]), str(plain["id"]))
 

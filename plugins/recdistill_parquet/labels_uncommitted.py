@@ -1,14 +1,20 @@
-"""What a writer has been given and no commit has: rows in memory, and segment files that nothing refers to yet."""
+"""What a writer has been given and no commit has: rows in memory, and segment files that nothing refers to yet.
+
+A large segment is written by a thread while more rows come, one at a time. Where that fails, its rows are in memory
+again, and the next append or commit raises the error before it does anything.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Set
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recdistill_core.files import sync
+from recdistill_parquet.labels_background import Writing
 from recdistill_parquet.labels_lease import Lease
 from recdistill_parquet.labels_segments import (
     QUARANTINE,
@@ -23,6 +29,9 @@ from recdistill_parquet.labels_segments import (
     write_segment,
 )
 from recdistill_parquet.labels_state import Segment, VersionEntry
+
+#: Rows of a segment that is worth a thread.
+LEAST_IN_BACKGROUND = 100_000
 
 
 class Uncommitted:
@@ -44,6 +53,7 @@ class Uncommitted:
         self._buffer: list[Columns] = []
         self._aside: list[Columns] = []
         self._buffered = 0
+        self._writing: Writing | None = None
         self._lease: Lease | None = None
 
     @property
@@ -57,9 +67,24 @@ class Uncommitted:
         """Whether there are enough rows in memory for a segment."""
         return self._buffered >= self._segment_rows
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether there are files, or will be."""
+        return bool(self.spilled or self.aside or self._writing)
+
     def places(self) -> list[Columns | Segment]:
         """Where labels are, in no order that matters: each example is in one of them."""
-        return [*self.spilled, *self._buffer]
+        writing = [self._writing.columns] if self._writing else []
+        return [*self.spilled, *writing, *self._buffer]
+
+    def make_room(self, rows: int) -> None:
+        """Before so many ``rows`` are added: have no thread at work if they will need it.
+
+        Raises:
+            OSError: if a segment could not be written, or whatever else stopped that; its rows are still there.
+        """
+        if self._writing and (self._writing.done or self._buffered + rows >= self._segment_rows):
+            self._join()
 
     def add(self, columns: Columns) -> None:
         """Keep labels in memory."""
@@ -72,6 +97,7 @@ class Uncommitted:
 
     def spill_full(self, number: int, taken: Set[str]) -> None:
         """Write segments as long as there are enough rows for one; ``number`` and ``taken`` as for :meth:`spill`."""
+        self._join()
         self._spill(self._segment_rows, number, taken)
 
     def spill(self, number: int, taken: Set[str]) -> None:
@@ -80,8 +106,12 @@ class Uncommitted:
         Args:
             number: first number to try in a file's name. taken: names that the store lists.
         """
+        self._join()
         if self._buffered:
             self._spill(1, number, taken)
+            self._join()
+        if self.spilled:
+            sync(self._store / SEGMENTS)
         if self._aside:
             self._hold()
             self.aside.append(write_aside(self._store, self._entry, concatenate(self._aside)))
@@ -121,6 +151,8 @@ class Uncommitted:
 
     def remove_files(self) -> None:
         """Remove the files."""
+        with suppress(Exception):  # what could not be written needs no removing
+            self._join()
         for segment in self.spilled:
             remove_segment(self._store, segment)
         for segment in self.aside:
@@ -129,7 +161,7 @@ class Uncommitted:
     def forget(self) -> None:
         """Nothing is on its way any more; the files are committed, or removed."""
         self.spilled, self.aside = [], []
-        self._buffer, self._aside, self._buffered = [], [], 0
+        self._buffer, self._aside, self._buffered, self._writing = [], [], 0, None
         if self._lease is not None:
             self._lease.release()
             self._lease = None
@@ -140,10 +172,30 @@ class Uncommitted:
         self._buffer = [whole]
         while self._buffered >= least:
             part = {name: column[: self._segment_rows] for name, column in whole.items()}
-            self.spilled.append(self._write(part, number, taken))
+            self._write_full(part, number, taken)
             whole = {name: column[self._segment_rows :] for name, column in whole.items()}
             self._buffer, self._buffered = [whole], whole["example_id"].size
-        sync(self._store / SEGMENTS)
+
+    def _write_full(self, columns: Columns, number: int, taken: Set[str]) -> None:
+        if columns["example_id"].size < LEAST_IN_BACKGROUND:
+            self.spilled.append(self._write(columns, number, taken))
+            return
+        self._join()
+        self._hold()
+        number += len(self.spilled)
+        self._writing = Writing(columns, lambda part: write_segment(self._store, self._entry, number, part, taken))
+
+    def _join(self) -> None:
+        """Wait for the thread; what it could not write is in memory again."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            self.spilled.append(writing.result())
+        except BaseException:
+            self._buffer.insert(0, writing.columns)
+            self._buffered += writing.rows
+            raise
 
     def _write(self, columns: Columns, number: int, taken: Set[str]) -> Segment:
         self._hold()

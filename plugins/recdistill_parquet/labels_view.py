@@ -16,6 +16,8 @@ from recdistill_parquet.labels_state import VersionEntry
 
 #: Columns of a row before its logits, of which two share a column: example id, time.
 FIXED = 2
+#: numpy copies rows of 32 bytes, each in half a cache line, twice as fast as rows of 24.
+LEAST_WIDTH = 4
 
 
 def visible(columns: Columns, entry: VersionEntry) -> NDArray[np.bool_]:
@@ -49,7 +51,7 @@ class VersionView:
     def __init__(self, store: Path, entry: VersionEntry) -> None:
         self._store, self._entry = store, entry
         self._tasks = entry.tasks
-        self._index = KeyIndex(FIXED + -(-len(entry.tasks) // 2))
+        self._index = KeyIndex(max(FIXED + -(-len(entry.tasks) // 2), LEAST_WIDTH))
         self._reader = SegmentReader(store)
         self._read = 0
 
@@ -66,7 +68,8 @@ class VersionView:
         """Labels of ``example_id [M]``; not valid and 0 where there is none."""
         self._load()
         known, rows = self._index.find(example_id)
-        rows[~known] = 0
+        if not known.all():
+            rows[~known] = 0
         floats = rows.view(np.float32)
         valid = torch.from_numpy(known)
         return TeacherSignal(
@@ -85,8 +88,13 @@ class VersionView:
         if not fresh:
             return
         names = ["example_id", *(logit_column(task) for task in self._tasks), "scored_at"]
-        columns = self._reader.read(fresh, names)
-        twice = self._index.add(self._rows(select(columns, visible(columns, self._entry))))
+        rows = np.zeros((sum(segment.rows for segment in fresh), self._index.width), np.int64)
+        filled = 0
+        for segment in fresh:  # one after the other: only their rows are in memory twice
+            columns = self._reader.read([segment], names)
+            columns = select(columns, visible(columns, self._entry))
+            filled += self._fill(rows[filled:], columns)
+        twice = self._index.add(rows[:filled])
         if twice.size:
             self._index = KeyIndex(self._index.width)
             self._read = 0
@@ -98,10 +106,11 @@ class VersionView:
             )
         self._read = len(self._entry.segments)
 
-    def _rows(self, columns: Columns) -> Rows:
-        rows = np.zeros((columns["example_id"].size, self._index.width), np.int64)
-        rows[:, 0], rows[:, 1] = columns["example_id"], columns["scored_at"]
+    def _fill(self, rows: Rows, columns: Columns) -> int:
+        """Write ``columns`` to the first ``rows``; how many."""
+        count: int = columns["example_id"].size
+        rows[:count, 0], rows[:count, 1] = columns["example_id"], columns["scored_at"]
         floats = rows.view(np.float32)
         for place, task in enumerate(self._tasks):
-            floats[:, 2 * FIXED + place] = columns[logit_column(task)]
-        return rows
+            floats[:count, 2 * FIXED + place] = columns[logit_column(task)]
+        return count

@@ -98,12 +98,16 @@ class ParquetLabelWriter(LabelWriter):
         reason = self._guard.inspect(columns, where)
         fine = columns if reason is None else select(columns, reason == "")
         digests = self._known.digests(fine)
-        fresh, wrong = self._known.compare(fine["example_id"], digests)
-        if wrong.any():
-            raise conflict(self._store, self._entry, fine, wrong, self._places(fine), self._reader)
+        taken = {**fine, _DIGEST: digests}
+        known = self._known.compare(fine["example_id"], digests)
+        if known is not None:
+            fresh, wrong = known
+            if wrong.any():
+                raise conflict(self._store, self._entry, fine, wrong, self._places(fine), self._reader)
+            taken = select(taken, fresh)
+        self._rows.make_room(count)
         if reason is not None and fine["example_id"].size < count:
             self._rows.add_aside({**select(columns, reason != ""), "reason": reason[reason != ""]})
-        taken = select({**fine, _DIGEST: digests}, fresh)
         self._duplicates += fine["example_id"].size - taken["example_id"].size
         self._pending.add(taken["example_id"], taken.pop(_DIGEST))
         self._rows.add(taken)
@@ -141,7 +145,7 @@ class ParquetLabelWriter(LabelWriter):
     def abort(self) -> None:
         """Forget everything appended since the last commit and remove its segment files."""
         try:
-            if self._rows.spilled or self._rows.aside:
+            if self._rows.on_disk:
                 self._refresh()  # a commit that failed in its last fsync is visible already
                 self._rows.remove_files()
         finally:

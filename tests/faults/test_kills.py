@@ -17,7 +17,7 @@ import torch
 from crashing import sweep
 
 from recdistill_core.labels import CaptureMode, LabelChoice
-from recdistill_parquet import labels_log
+from recdistill_parquet import labels_log, labels_uncommitted
 from recdistill_parquet.labels import ParquetLogitStore
 from recdistill_parquet.labels_findings import Severity
 from recdistill_parquet.labels_limits import Limits
@@ -90,6 +90,19 @@ def _two_writers(path: Path) -> None:
         put(two, numbers(20, 40))
         two.commit()
         one.commit()
+
+
+def _in_background(work: Callable[[Path], None]) -> Callable[[Path], None]:
+    """The same, with a thread for each segment."""
+
+    def threaded(path: Path) -> None:
+        least, labels_uncommitted.LEAST_IN_BACKGROUND = labels_uncommitted.LEAST_IN_BACKGROUND, 1
+        try:
+            work(path)
+        finally:
+            labels_uncommitted.LEAST_IN_BACKGROUND = least
+
+    return threaded
 
 
 def _implausible(path: Path) -> None:
@@ -210,6 +223,7 @@ UP_TO = dict.fromkeys(range(EVERY - 1), 0.5)
 SCENARIOS = {
     "first commit": Scenario(None, _first_ten, [{}, TEN]),
     "second commit": Scenario(_first_ten, _second, [TEN, numbers(0, 40)]),
+    "second commit with threads": Scenario(_first_ten, _in_background(_second), [TEN, numbers(0, 40)]),
     "commit beside another writer": Scenario(
         _first_ten, _two_writers, [TEN, {**TEN, **numbers(20, 40)}, numbers(0, 40)]
     ),
