@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,14 @@ from recdistill_core.sampler import Candidates
 from recdistill_lightning.data import align_labels
 from recdistill_pipeline.evaluate import BOOTSTRAP_SEED
 from recdistill_pipeline.run import Run
-from recdistill_pipeline.statistics import Eta, transferability
+from recdistill_pipeline.statistics import Eta, Interval, transferability
 from recdistill_select import KCenterConfig, UncertaintyConfig
 from recdistill_select.candidates import raw_student, see
 from recdistill_select.discriminator import DiscriminatorConfig, unreliable
 from recdistill_select.k_center import KCenterSampler
 from recdistill_select.samplers import RandomSampler, UncertaintySampler
 
+Floats = NDArray[np.float64]
 SHARES = (5, 10, 25, 50)
 REJECTED = (2, 5, 10)
 SAMPLERS: dict[str, Any] = {
@@ -44,15 +45,28 @@ SAMPLERS: dict[str, Any] = {
     "uncertainty": UncertaintySampler(UncertaintyConfig()),
     "k_center": KCenterSampler(KCenterConfig()),
 }
+VARIANTS: dict[str, Any] = {
+    "uncertainty, half at random": UncertaintySampler(UncertaintyConfig(random_share=0.5)),
+    "k_center, not standardised": KCenterSampler(KCenterConfig(standardise=False)),
+}
 ALL = "all"
+#: What chooses blindly as many as the other does.
+BLIND = {
+    **dict.fromkeys(("uncertainty", "k_center", *VARIANTS, "random, alpha 300", "random, alpha 120"), "random"),
+    "discriminator": "reject at random",
+}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to have fewer labels: ``labelled`` percent chosen by ``how``, or ``100 - labelled`` rejected by it."""
+    """One way to have fewer labels: ``labelled`` percent chosen by ``how``, or ``100 - labelled`` rejected by it.
+
+    ``sampler`` says whose choice it is where ``how`` names a change of the training, which ``overrides`` makes.
+    """
 
     how: str
     labelled: int
+    sampler: str = ""
     overrides: tuple[str, ...] = ()
 
     @property
@@ -62,9 +76,10 @@ class Arm:
 
 ARMS = (
     *(Arm(how, share) for share in SHARES for how in SAMPLERS),
-    *(Arm(f"{how}", 100 - share) for share in REJECTED for how in ("discriminator", "reject at random")),
+    *(Arm(how, 100 - share) for share in REJECTED for how in ("discriminator", "reject at random")),
     # the soft loss is a mean over all rows, so with a tenth of the labels it weighs a tenth
-    *(Arm(f"random, alpha {30 * 100 // share}", share, (f"strategy.alpha={30 * 100 // share}",)) for share in (10, 25)),
+    *(Arm(f"random, alpha {a}", share, "random", (f"strategy.alpha={a}",)) for share, a in ((10, 300), (25, 120))),
+    *(Arm(how, share) for share in (10, 25) for how in VARIANTS),
 )
 
 
@@ -127,7 +142,8 @@ class Budget:
     def kept(self, arm: Arm, seed: int) -> tuple[NDArray[np.bool_], dict[str, Any]]:
         """``[rows of the dataset]``: whose label stays, and facts about the choice."""
         first, last = self.rows
-        count, facts = last - first, {}
+        count = last - first
+        facts: dict[str, Any] = {}
         kept = np.zeros(self.study.source.num_rows, np.bool_)
         if arm.how == "discriminator":
             verdict = self.verdict(seed, 1 - arm.labelled / 100)
@@ -138,7 +154,7 @@ class Budget:
             rejected = int(self.verdict(seed, 1 - arm.labelled / 100).rejected.sum())
             stays[np.random.default_rng(seed).permutation(count)[:rejected]] = False
         else:
-            order, facts = self.order(arm.how.partition(",")[0], seed)
+            order, facts = self.order(arm.sampler or arm.how, seed)
             stays = np.zeros(count, np.bool_)
             stays[order[: round(count * arm.labelled / 100)]] = True
         kept[first:last] = stays
@@ -151,7 +167,7 @@ class Budget:
         if (how, seed) not in self.orders:
             candidates = self.candidates(seed)
             budget = round(len(candidates) * max(SHARES) / 100)
-            self.orders[how, seed] = SAMPLERS[how].select(candidates, budget, seed)
+            self.orders[how, seed] = {**SAMPLERS, **VARIANTS}[how].select(candidates, budget, seed)
         return self.orders[how, seed], {"choosing_seconds": round(time.perf_counter() - start, 1)}
 
     def candidates(self, seed: int) -> Candidates:
@@ -174,39 +190,65 @@ class Budget:
             logit.numpy()[first:last], outcome, candidates.event_time, candidates.embedding, config, seed=seed
         )
 
-    def results(self) -> Iterator[tuple[str, int, Mapping[str, Eta]]]:
-        """``(how, percent labelled, {metric: eta})`` of every arm whose students are all there."""
+    def results(self) -> list[Result]:
+        """Every arm whose students are all there, fewest labels first."""
+        arms = sorted((*ARMS, Arm(ALL, 100)), key=lambda arm: arm.labelled)
+        students = {arm: self.distilled(arm) for arm in arms}
         metrics = {name: entry.build(BuildContext()) for name, entry in self.study.base.metrics.items()}
         raw = [self.study.stored(f"{self.study.student}-raw", seed) for seed in self.seeds]
         teacher = [self.study.stored("teacher", seed) for seed in self.seeds]
-        label, user = self.study.label[self.study.seen], self.study.user[self.study.seen]
-        for arm in (*ARMS, Arm(ALL, 100)):
-            if arm.how == ALL:
-                distilled = [self.study.stored(f"{self.study.student}-distilled", seed) for seed in self.seeds]
-            elif all(self.path(arm.name, seed).exists() for seed in self.seeds):
-                distilled = [np.load(self.path(arm.name, seed)).astype(np.float64) for seed in self.seeds]
-            else:
-                continue
-            yield (
-                arm.how,
-                arm.labelled,
-                {
-                    name: transferability(metric, label, user, raw, teacher, distilled, seed=BOOTSTRAP_SEED)
-                    for name, metric in metrics.items()
-                },
-            )
+
+        def compare(before: list[Floats], after: list[Floats]) -> dict[str, Eta]:
+            label, user = self.study.label[self.study.seen], self.study.user[self.study.seen]
+            return {
+                name: transferability(metric, label, user, before, teacher, after, seed=BOOTSTRAP_SEED)
+                for name, metric in metrics.items()
+            }
+
+        results = []
+        for arm in (arm for arm in arms if students[arm]):
+            blind = students.get(Arm(BLIND.get(arm.how, ""), arm.labelled), [])
+            against = {name: eta.gain_distill for name, eta in compare(blind, students[arm]).items()} if blind else {}
+            results.append(Result(arm, self.labelled(arm), compare(raw, students[arm]), against))
+        return results
+
+    def distilled(self, arm: Arm) -> list[Floats]:
+        """Test logits of the arm's student of every seed, or an empty list while one is not there."""
+        if arm.how == ALL:
+            return [self.study.stored(f"{self.study.student}-distilled", seed) for seed in self.seeds]
+        paths = [self.path(arm.name, seed) for seed in self.seeds]
+        return [np.load(path).astype(np.float64) for path in paths] if all(path.exists() for path in paths) else []
+
+    def labelled(self, arm: Arm) -> float:
+        """Percent of the training rows whose label the students saw, the mean over seeds."""
+        lines = map(json.loads, (self.out / "students.jsonl").read_text().splitlines())
+        counts = [line["labels"] for line in lines if line["arm"] == arm.name]
+        return 100 * float(np.mean(counts)) / (self.rows[1] - self.rows[0]) if counts else 100.0
 
 
-def table(results: list[tuple[str, int, Mapping[str, Eta]]]) -> str:
-    """Markdown: one row per arm."""
-    names = list(results[0][2])
-    lines = [
-        "| labels | chosen by | " + " | ".join(f"{name.upper()} | eta {name.upper()}" for name in names) + " |",
-        "|---" * (2 + 2 * len(names)) + "|",
-    ]
-    for how, labelled, etas in sorted(results, key=lambda row: row[1]):
-        cells = [f"{eta.distilled.value:.4f} | {_shown(eta)}" for eta in etas.values()]
-        lines.append(f"| {labelled} % | {how} | " + " | ".join(cells) + " |")
+@dataclass(frozen=True)
+class Result:
+    """One arm: percent of labelled rows, eta by metric, and its gain over a choice at random of the same size."""
+
+    arm: Arm
+    labelled: float
+    eta: Mapping[str, Eta]
+    against: Mapping[str, Interval]
+
+
+def tables(results: list[Result]) -> str:
+    """Markdown: eta of every arm, and what choosing gains over chance, seed by seed and user by user."""
+    names = list(results[0].eta)
+    lines = ["| labels | chosen by | " + " | ".join(f"{name.upper()} | eta {name.upper()}" for name in names) + " |"]
+    lines.append("|---" * (2 + 2 * len(names)) + "|")
+    for row in results:
+        cells = [f"{eta.distilled.value:.4f} | {_shown(eta)}" for eta in row.eta.values()]
+        lines.append(f"| {row.labelled:.1f} % | {row.arm.how} | " + " | ".join(cells) + " |")
+    lines += ["", "| labels | chosen by | " + " | ".join(f"{name.upper()} against chance" for name in names) + " |"]
+    lines.append("|---" * (2 + len(names)) + "|")
+    for row in (row for row in results if row.against):
+        cells = [f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for gain in row.against.values()]
+        lines.append(f"| {row.labelled:.1f} % | {row.arm.how} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -216,17 +258,17 @@ def _shown(eta: Eta) -> str:
     return f"{eta.value:.2f}" + (f" [{eta.low:.2f}, {eta.high:.2f}]" if eta.low is not None else "")
 
 
-def plot(results: list[tuple[str, int, Mapping[str, Eta]]], out: Path) -> None:
+def plot(results: list[Result], out: Path) -> None:
     """Eta of AUC and NE against the share of labels, a line per sampler with its interval as a band."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        names = list(results[0][2])
+        names = list(results[0].eta)
         figure = Figure(figsize=(3.2 * len(names), 3.2), layout="constrained")
         for axes, metric in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
             for colour, how in enumerate(SAMPLERS):
-                points = sorted((share, etas[metric]) for name, share, etas in results if name in (how, ALL))
+                points = [(row.labelled, row.eta[metric]) for row in results if row.arm.how in (how, ALL)]
                 shares = [share for share, _ in points]
                 low, high = ([getattr(eta, side) for _, eta in points] for side in ("low", "high"))
                 axes.plot(shares, [eta.value for _, eta in points], marker=".", color=f"C{colour}", label=how)
@@ -249,8 +291,8 @@ def main() -> None:
     arguments = parser.parse_args()
     study = Budget(arguments.run, arguments.student, arguments.out)
     study.train(arguments.only)
-    results = list(study.results())
-    print(table(results))
+    results = study.results()
+    print(tables(results))
     if arguments.plot:
         plot(results, arguments.plot)
 

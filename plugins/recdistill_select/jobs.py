@@ -26,7 +26,7 @@ from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.run import Run
 from recdistill_pipeline.rundir import read_json
 from recdistill_select.candidates import raw_student, see
-from recdistill_select.discriminator import DiscriminatorConfig, unreliable
+from recdistill_select.discriminator import DiscriminatorConfig, Verdict, unreliable
 
 #: (what is done, rows done, rows in all)
 Progress = Callable[[str, int, int], None]
@@ -121,28 +121,22 @@ def judge(
         raise ConfigError(problems)
     seed = run.plan.config.seeds[0] if seed is None else seed
     task = task or run.plan.config.task
-    source, split = run.dataset()
-    first, last = split.student
-    candidates = _seen(run, source, split.student, student, seed, progress)
-    if task not in candidates.logits:
+    if task not in run.plan.config.all_tasks():
         raise UsageError(
-            f"the run has no task {task!r}", where="--task", fix=f"use one of: {', '.join(candidates.logits)}"
+            f"the run has no task {task!r}",
+            where="--task",
+            fix=f"use one of: {', '.join(run.plan.config.all_tasks())}",
         )
+    source, split = run.dataset()
+    candidates = _seen(run, source, split.student, student, seed, progress)
     logit, version = _labels(run, source, split.student, task, seed)
-    outcome = source.column(f"label_{task}")[first:last].astype(np.float64)
-    verdict = unreliable(
-        logit,
-        outcome,
-        candidates.event_time,
-        candidates.embedding,
-        config,
-        seed=seed,
-        progress=partial(progress, "looking for neighbours"),
-    )
-    labelled = ~np.isnan(verdict.z)
+    outcome = source.column(f"label_{task}")[slice(*split.student)].astype(np.float64)
+    look = partial(progress, "looking for neighbours")
+    times, embedding = candidates.event_time, candidates.embedding
+    verdict = unreliable(logit, outcome, times, embedding, config, seed=seed, progress=look)
     answer = {
         "out": str(out),
-        "labelled": int(labelled.sum()),
+        "labelled": int((~np.isnan(logit)).sum()),
         "rejected": int(verdict.rejected.sum()),
         "all": everything,
         "task": task,
@@ -152,15 +146,20 @@ def judge(
         "version": version,
         "dataset": source.snapshot_id,
     }
-    kept = labelled if everything else verdict.rejected
-    columns = {
+    _write(out, _columns(candidates, verdict, everything), answer)
+    return answer
+
+
+def _columns(candidates: Candidates, verdict: Verdict, everything: bool) -> dict[str, NDArray[Any]]:
+    """What is written of the rejected labels, or of all."""
+    kept = ~np.isnan(verdict.z) if everything else verdict.rejected
+    columns: dict[str, NDArray[Any]] = {
         "example_id": candidates.example_id[kept],
         "probability": verdict.probability[kept],
         "local_rate": verdict.local_rate[kept],
         "z": verdict.z[kept],
     }
-    _write(out, {**columns, "rejected": verdict.rejected[kept]} if everything else columns, answer)
-    return answer
+    return {**columns, "rejected": verdict.rejected[kept]} if everything else columns
 
 
 def _seen(

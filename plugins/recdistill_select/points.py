@@ -9,13 +9,15 @@ from recdistill_core.errors import DataError
 
 Points = NDArray[np.float32]
 Rows = NDArray[np.int64]
+#: Squares of numbers below it can be summed in float32.
+LARGEST = 1e15
 
 
 def prepared(embedding: Points, rows: int, standardise: bool, where: str) -> Points:
     """``[N, D]`` float32, centred, with columns of variance 1 where asked for; a constant column counts nothing.
 
     Raises:
-        DataError: unless the embedding is ``[rows, D]`` with ``D >= 1`` and finite.
+        DataError: unless the embedding is ``[rows, D]`` with ``D >= 1`` and every number in it is below 1e15 in size.
     """
     if embedding.ndim != 2 or embedding.shape[0] != rows or embedding.shape[1] < 1:
         raise DataError(
@@ -23,12 +25,14 @@ def prepared(embedding: Points, rows: int, standardise: bool, where: str) -> Poi
             where=where,
             fix="give one row of at least one number per example",
         )
-    mean = embedding.mean(axis=0, dtype=np.float64)
-    if not np.isfinite(mean).all():
-        wrong = int((~np.isfinite(embedding)).any(axis=1).argmax())
+    if not max(embedding.max(), -embedding.min()) < LARGEST:  # NaN too is not below it
+        wrong = int((~(np.abs(embedding) < LARGEST)).any(axis=1).argmax())
         raise DataError(
-            "the embedding holds numbers that are not finite", where=f"{where}, row {wrong}", fix="mend the cheap model"
+            f"the embedding holds numbers that are not finite or not below {LARGEST:g}",
+            where=f"{where}, row {wrong}",
+            fix="look at the training of the cheap model",
         )
+    mean = embedding.mean(axis=0, dtype=np.float64)
     centred = embedding - mean.astype(np.float32)
     if standardise:
         spread = np.sqrt(np.square(centred).mean(axis=0, dtype=np.float64))

@@ -201,11 +201,18 @@ def test_uncertainty_needs_the_task_and_finite_logits() -> None:
     assert "example 101" in str(infinite.value)
 
 
-def test_k_center_needs_a_finite_embedding_of_every_example() -> None:
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e16, -1e16])
+@pytest.mark.parametrize("standardise", [True, False])
+def test_k_center_needs_numbers_that_it_can_square(number: float, standardise: bool) -> None:
     points = cloud(5)
-    points[3, 1] = np.inf
-    with pytest.raises(DataError, match="holds numbers that are not finite") as infinite:
-        KCenterSampler(KCenterConfig()).select(candidates(points), 2, 0)
-    assert "sampler 'k_center', row 3" in str(infinite.value)
+    points[3, 1] = number
+    with pytest.raises(DataError, match=r"holds numbers that are not finite or not below 1e\+15") as caught:
+        KCenterSampler(KCenterConfig(standardise=standardise)).select(candidates(points), 2, 0)
+    assert "sampler 'k_center', row 3" in str(caught.value)
+    points[3, 1] = 9e14
+    assert 3 in KCenterSampler(KCenterConfig(standardise=False)).select(candidates(points), 2, 0)
+
+
+def test_k_center_needs_an_embedding_of_every_example() -> None:
     with pytest.raises(DataError, match=r"the embedding has shape \[5, 0\] for 5 examples"):
         KCenterSampler(KCenterConfig()).select(candidates(np.zeros((5, 0))), 2, 0)
