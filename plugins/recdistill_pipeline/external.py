@@ -19,7 +19,7 @@ from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.label import label_rows
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.runconfig import CaptureConfig, TeacherTrainingConfig
-from recdistill_pipeline.student_labels import choice_of, label_facts, published_choice, published_store
+from recdistill_pipeline.student_labels import choice_of, chosen_rows, label_facts, published_choice, published_store
 
 
 def black_box(plan: Plan, source: SampleSource) -> Teacher | None:
@@ -58,10 +58,13 @@ def label_teacher(
 ) -> dict[str, Any]:
     """Leave the teacher's labels in the store; returns the step's facts. A row that has its label is not scored again.
 
+    Where the configuration chooses examples, the teacher is asked about these and the test rows alone.
+
     Raises:
         DataError: if the labels cover too little of the students' rows, or not all test rows that are evaluated.
     """
-    rows = np.concatenate([np.arange(*split.student), np.arange(*split.test)])
+    wanted, keep = np.arange(*split.student), chosen_rows(plan, source)
+    rows = np.concatenate([wanted if keep is None else wanted[keep[wanted]], np.arange(*split.test)])
     tasks = plan.config.all_tasks()
 
     def progress(done: int, total: int) -> None:
@@ -162,7 +165,8 @@ def _require_coverage(
     """Find before any student is trained what would stop the run after it."""
     task = plan.config.task
     teacher_logits(store, labels, task, source, observed_rows(source, split.test, task))
-    share = float(_student_signal(source, split, store, labels).valid[task].float().mean())
+    valid, keep = _student_signal(source, split, store, labels).valid[task].numpy(), chosen_rows(plan, source)
+    share = float(np.mean(valid if keep is None else valid & keep[slice(*split.student)]))
     if share < plan.config.capture.min_coverage:
         raise DataError(
             f"the teacher has scores for {share:.1%} of the students' training rows, less than the "

@@ -96,7 +96,7 @@ def student_labels(
         entries = _entries(plan, store, source, list(dict.fromkeys(names)))
         facts = label_facts(entries, LabelPolicy(config.policy))
     read = published_store(plan, store)
-    keep = _kept(config.examples, config.without, source)
+    keep = chosen_rows(plan, source)
     aligned = align_labels(source, read, choice_of(facts), rows, plan.config.capture.min_coverage, keep)
     facts |= {
         "coverage": aligned.covered(rows),
@@ -145,16 +145,21 @@ def _entries(plan: Plan, store: LogitStore, source: SampleSource, names: Sequenc
     return found
 
 
-def _kept(examples: str, without: str, source: SampleSource) -> NDArray[np.bool_] | None:
-    """``[rows of the dataset]``: which rows keep their labels; None where all do."""
-    if not examples and not without:
+def chosen_rows(plan: Plan, source: SampleSource) -> NDArray[np.bool_] | None:
+    """``[rows of the dataset]``: which rows keep their labels; None where all do.
+
+    Raises:
+        DataError: if a list of examples cannot be read.
+    """
+    config = plan.config.labels
+    if not config.examples and not config.without:
         return None
     ids = source.column("example_id")
     keep = np.ones(ids.shape, np.bool_)
-    if examples:
-        keep &= np.isin(ids, read_example_ids(Path(examples), "labels.examples"))
-    if without:
-        keep &= ~np.isin(ids, read_example_ids(Path(without), "labels.without"))
+    if config.examples:
+        keep &= np.isin(ids, read_example_ids(Path(config.examples), "labels.examples"))
+    if config.without:
+        keep &= ~np.isin(ids, read_example_ids(Path(config.without), "labels.without"))
     return keep
 
 

@@ -111,6 +111,28 @@ def test_a_service_is_asked_once_for_each_row_of_a_run(
     assert {"id", "user_id", "item_id"} == set(service.requests[0]["asked"]["rows"][0])
 
 
+def test_a_service_is_asked_about_the_chosen_examples_and_the_test_rows_alone(
+    feed: ParquetSource, feed_path: Path, tmp_path: Path, service: Service
+) -> None:
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        ids = [row["id"] for row in asked["rows"]]
+        return {"version": "v1", "ids": ids, "scores": {"click": [0.3] * len(ids)}}
+
+    service.server.answer = answer
+    pq.write_table(pa.table({"example_id": np.arange(0, 2250, 9)}), tmp_path / "chosen.parquet")
+    settings = service.settings(scale="probability", batch_rows=100, fields=["user_id", "item_id"])
+    plain = config(feed_path, **QUICK, teacher={"name": "http", **settings})
+    chosen = {"examples": str(tmp_path / "chosen.parquet")}
+    run = run_of(tmp_path / "out", {**plain, "labels": chosen, "capture": {"min_coverage": 0.11}})
+    run.teachers()
+    run.students()
+    assert len(service.scored) == 250 + 750
+    step = json.loads((tmp_path / "out/seed-1/mlp-distilled/manifest.json").read_text())
+    assert step["labels"]["coverage"]["click"] == pytest.approx(250 / 2250)
+    with pytest.raises(DataError, match=r"scores for 11\.1% of the students' training rows, less than the 50\.0%"):
+        run_of(tmp_path / "two", {**plain, "labels": chosen, "capture": {"min_coverage": 0.5}}).teachers()
+
+
 def test_scores_that_do_not_cover_the_test_rows_stop_the_run_before_training(
     feed: ParquetSource, feed_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
