@@ -29,6 +29,11 @@ PLACES = {
     "exporter": "exporters[0].name",
     "trainer": "trainer.name",
 }
+#: kind -> the verb that uses the component; its name comes last.
+VERBS = {
+    "engine": [("labels", "backfill", "runs/first", "--block-rows", "100", "--engine")],
+    "sampler": [("labels", "select", "runs/first", "--budget", "10%", "--out", "chosen.parquet", "--sampler")],
+}
 #: kind -> what only that component leaves in a run.
 LEFT = {
     "store": "labels/labels.sqlite",
@@ -69,6 +74,9 @@ def use(scaffold: Scaffold, home: Path, wheel: Path) -> None:
     if scaffold.kind == "command":
         (version,) = json.loads(run(clean.recdistill, scaffold.name, "runs/first/labels", "--json", cwd=home))
         assert version["labels"] > 0
+    for words in VERBS.get(scaffold.kind, ()):
+        done = json.loads(run(clean.recdistill, *words, scaffold.name, "--json", cwd=home))
+        assert done.get("added", done.get("chosen")) > 0, done
     said = run(clean.python, "train.py", cwd=home)
     named = {"importer": scaffold.name, "command": "prequential"}
     assert named.get(scaffold.kind, f"{scaffold.prefix}{scaffold.kind.title()}") in said
