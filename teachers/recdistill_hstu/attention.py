@@ -94,6 +94,8 @@ def config_obstacles(config: HSTUConfig) -> list[str]:
     reasons = []
     if config.attention != "softmax":
         reasons.append(f"it computes softmax attention, and attention is {config.attention!r}")
+    if config.attend_recent:
+        reasons.append("its masks are causal, and attend_recent is set")
     for name in ("position_bias", "time_bias"):
         if getattr(config, name):
             reasons.append(f"it is run without additive bias, and {name} is true")

@@ -22,6 +22,9 @@ class HSTUConfig:
             that are captured while training carry this noise, hence 0 by default.
         max_length: most events that a row sees, >= 1; also the constant ``n`` by which SiLU attention divides.
         history_stride: events between two starts of a window, in [1, max_length]; see ``HistoryWindow``.
+        attend_recent: most of the newest events that a token attends to, >= 0; 0: all that it sees (``K1`` of
+            ULTRA-HSTU's semi-local mask).
+        attend_oldest: how many of the oldest events it attends to besides, >= 0; needs ``attend_recent`` (``K2``).
         attention: ``silu`` (the paper) or ``softmax``.
         backend: ``auto``, ``reference`` (slow, for tests), ``chunked`` (any device) or ``xformers`` (softmax without
             biases, CUDA).
@@ -44,6 +47,8 @@ class HSTUConfig:
     dropout: float = 0.0
     max_length: int = 256
     history_stride: int = 64
+    attend_recent: int = 0
+    attend_oldest: int = 0
     attention: str = "silu"
     backend: str = "auto"
     position_bias: bool = True
@@ -60,7 +65,7 @@ class HSTUConfig:
         for name in ("layers", "width", "heads", "max_length", "context_width", "score_budget"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("cross_layers", "cross_rank"):
+        for name in ("attend_recent", "attend_oldest", "cross_layers", "cross_rank"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.width % self.heads:
@@ -70,6 +75,10 @@ class HSTUConfig:
         if not 1 <= self.history_stride <= self.max_length:
             raise ValueError(
                 f"history_stride must lie in [1, max_length = {self.max_length}], got {self.history_stride}"
+            )
+        if self.attend_oldest and not self.attend_recent:
+            raise ValueError(
+                f"attend_oldest needs attend_recent, without which all events are attended to; got {self.attend_oldest}"
             )
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden must hold widths of at least 1, got {list(self.hidden)}")

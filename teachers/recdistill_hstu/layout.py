@@ -6,7 +6,7 @@ tokens that are asked for, in that order too: some or all events, then all candi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,11 +16,34 @@ from recdistill_core.batch import Batch
 
 
 @dataclass(frozen=True)
+class Span:
+    """Which of the events before it a token attends to (ULTRA-HSTU, arXiv 2602.16986, semi-local attention).
+
+    Attributes:
+        recent: most of the newest ones, >= 0; 0: all. oldest: how many of the oldest ones besides.
+    """
+
+    recent: int = 0
+    oldest: int = 0
+
+    def has(self, place: Tensor, visible: Tensor) -> Tensor:
+        """Whether a token with ``visible`` events attends to the one at ``place``; both broadcast."""
+        seen = place < visible
+        if self.recent:
+            seen &= (place >= visible - self.recent) | (place < self.oldest)
+        return seen
+
+    def first(self, visible: Tensor) -> Tensor:
+        """``[*]`` place of the oldest of the recent events for ``visible [*]``."""
+        return (visible - self.recent).clamp(min=0) if self.recent else torch.zeros_like(visible)
+
+
+@dataclass(frozen=True)
 class Layout:
     """Token positions of one batch; every attention backend reads the same one.
 
-    A token sees the first ``visible`` events of its history and itself, nothing else: no candidate is ever a key for
-    another token. For an event, "itself" is the last of the visible ones.
+    A token sees the first ``visible`` events of its history, or those of them that the span leaves, and itself,
+    nothing else: no candidate is ever a key for another token. For an event, "itself" is the last of the visible ones.
 
     Attributes:
         offsets: ``[U + 1]`` int64; history ``u`` is events ``offsets[u]:offsets[u + 1]``.
@@ -32,6 +55,7 @@ class Layout:
         time: ``[S]`` int64 ms UTC; an event's own time, a row's ``event_time``.
         num_rows: ``N``.
         longest: events of the longest history.
+        span: which of the visible events a token attends to.
     """
 
     offsets: Tensor
@@ -43,9 +67,10 @@ class Layout:
     time: Tensor
     num_rows: int
     longest: int
+    span: Span = Span()
 
     @classmethod
-    def of(cls, batch: Batch) -> Layout:
+    def of(cls, batch: Batch, span: Span | None = None) -> Layout:
         """The layout of all tokens of ``batch``; without histories every row sees nothing but itself."""
         device = batch.event_time.device
         rows = torch.zeros(len(batch), dtype=torch.long, device=device)
@@ -66,6 +91,7 @@ class Layout:
             time=torch.cat([event_time, batch.event_time]),
             num_rows=len(batch),
             longest=int(lengths.max()) if len(lengths) else 0,
+            span=span or Span(),
         )
 
     @property
@@ -97,7 +123,4 @@ class Layout:
         events = events[events < self.num_events]
         chosen = torch.cat([events, torch.arange(self.num_events, self.num_asked, device=events.device)])
         kept = {name: getattr(self, name)[chosen] for name in ("token", "history", "visible", "position", "time")}
-        layout = Layout(
-            offsets=self.offsets, event_time=self.event_time, num_rows=self.num_rows, longest=self.longest, **kept
-        )
-        return layout, place
+        return replace(self, **kept), place

@@ -35,6 +35,7 @@ class ReferenceAttention:
         layout = self.layout
         begin, end = int(layout.offsets[layout.history[asked]]), int(layout.visible[asked])
         place = torch.arange(end, device=query.device)
+        place = place[layout.span.has(place, layout.visible[asked])]
         keys, distance = begin + place, layout.position[asked] - place
         elapsed = layout.time[asked] - layout.event_time[keys]
         if asked >= layout.asked_events:

@@ -18,7 +18,7 @@ from recdistill_hstu.attention import check_config, choose_backend, logger, prep
 from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.head import ScoringHead
 from recdistill_hstu.layer import HSTULayer
-from recdistill_hstu.layout import Layout
+from recdistill_hstu.layout import Layout, Span
 from recdistill_hstu.tokens import TokenEmbedding
 
 
@@ -59,7 +59,7 @@ class HSTUTeacher(TrainableTeacher):
             DataError: if a history is longer than ``max_length``, or its events lack a field of the schema.
             UsageError: if the configured backend cannot serve the tensors.
         """
-        layout = Layout.of(batch)
+        layout = Layout.of(batch, Span(self.config.attend_recent, self.config.attend_oldest))
         if layout.longest > self.config.max_length:
             raise DataError(
                 f"a history of {layout.longest} events reached a teacher of max_length {self.config.max_length}",

@@ -1,9 +1,9 @@
 """Cutting jagged attention into padded groups of small dense tiles.
 
-A tile is some tokens of one history, sorted by how much they see, with the shortest prefix of events that covers what
-they see. Tiles of similar shape are padded to one shape and computed together. So no tensor holds a whole
-``length x length`` matrix, a block of early tokens does not pay for late keys, and thousands of short histories cost a
-few large matrix products.
+A tile is some tokens of one history, sorted by how much they see, with the events that they attend to: a prefix, or,
+under a span, the oldest events and a window. Tiles of similar shape are padded to one shape and computed together. So
+no tensor holds a whole ``length x length`` matrix, a block of early tokens does not pay for late keys, and thousands of
+short histories cost a few large matrix products.
 """
 
 from __future__ import annotations
@@ -30,22 +30,24 @@ class TileGroup:
         query: ``[B, Q]`` int64 places among the tokens asked for; 0 where padded.
         slot: ``[B * Q]`` int64, where results go: the place, or ``S`` where padded.
         key: ``[B, K]`` int64 events; 0 where padded.
+        place: ``[B, K]`` int64 places of these in their history; beyond all histories where padded.
         visible: ``[B, Q]`` int64 number of keys that each token sees; 0 where padded.
     """
 
     query: Tensor
     slot: Tensor
     key: Tensor
+    place: Tensor
     visible: Tensor
 
     def codes(self, layout: Layout, bias: Bias) -> Tensor:
         """``[B, Q, K]`` int32 rows of the bias table, 1 + those of :meth:`Bias.codes`; 0 where a key is not seen."""
-        place = torch.arange(self.key.shape[1], device=self.key.device)
+        place = self.place[:, None]
         distance = layout.position[self.query][..., None] - place
         elapsed = None
         if bias.time is not None:
             elapsed = layout.time[self.query][..., None] - layout.event_time[self.key][:, None]
-        return (bias.codes(distance, elapsed) + 1).masked_fill_(place >= self.visible[..., None], 0)
+        return (bias.codes(distance, elapsed) + 1).masked_fill_(~layout.span.has(place, self.visible[..., None]), 0)
 
 
 def plan_tiles(layout: Layout, *, heads: int, budget: int) -> list[TileGroup]:
@@ -56,7 +58,7 @@ def plan_tiles(layout: Layout, *, heads: int, budget: int) -> list[TileGroup]:
         heads: attention heads, which multiply the scores of a tile.
         budget: most scores of a group. A single token with all of its keys is computed even where it exceeds it.
     """
-    order, start, size, keys = _cut(layout, heads, budget)
+    order, start, size, keys, oldest, first = _cut(layout, heads, budget)
     begin = layout.offsets[layout.history[order[start]]]
     groups, widths, heights = [], keys.tolist(), size.tolist()
     for members in _group(widths, heights, budget // heads):
@@ -64,28 +66,32 @@ def plan_tiles(layout: Layout, *, heads: int, budget: int) -> list[TileGroup]:
         here = torch.arange(max(heights[tile] for tile in members), device=order.device)
         padded = here >= size[index][:, None]
         query = order[torch.where(padded, 0, start[index][:, None] + here)]
-        place = torch.arange(max(widths[tile] for tile in members), device=order.device)
-        key = torch.where(place < keys[index][:, None], begin[index][:, None] + place, 0)
+        column = torch.arange(max(widths[tile] for tile in members), device=order.device)
+        before, real = oldest[index][:, None], column < keys[index][:, None]
+        place = torch.where(column < before, column, column - before + first[index][:, None])
         groups.append(
             TileGroup(
                 query=query.masked_fill(padded, 0),
                 slot=query.masked_fill(padded, layout.num_asked).flatten(),
-                key=key,
+                key=torch.where(real, begin[index][:, None] + place, 0),
+                place=torch.where(real, place, layout.longest),
                 visible=layout.visible[query].masked_fill_(padded, 0),
             )
         )
     return groups
 
 
-def _cut(layout: Layout, heads: int, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``order [S]``: seeing tokens by history and then by what they see; and of each tile, ``start [M]`` in that order,
-    ``size [M]`` in tokens and ``keys [M]``."""
+def _cut(layout: Layout, heads: int, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``order [S]``: seeing tokens by history and then by what they see; and of each tile ``start [M]`` in that order,
+    ``size [M]`` in tokens, ``keys [M]``, of which ``oldest [M]`` come first; ``first [M]`` is the place of the next."""
     seeing = layout.visible.nonzero().flatten()
     rank = layout.history[seeing] * (layout.longest + 1) + layout.visible[seeing]
     order = seeing[rank.argsort(stable=True)]
     histories = len(layout.offsets) - 1
     tokens = torch.bincount(layout.history[seeing], minlength=histories)
     lengths = (layout.offsets[1:] - layout.offsets[:-1]).clamp(min=1)
+    if layout.span.recent:
+        lengths = lengths.clamp(max=layout.span.recent + layout.span.oldest + TILE_TOKENS)
     most = (budget // (heads * lengths)).clamp(min=1, max=TILE_TOKENS)
     pieces = _ceil_divide(tokens, most)
     even = _ceil_divide(tokens, pieces.clamp(min=1)).clamp(min=1)
@@ -94,8 +100,10 @@ def _cut(layout: Layout, heads: int, budget: int) -> tuple[Tensor, Tensor, Tenso
     ordinal = torch.arange(len(owner), device=order.device) - (pieces.cumsum(0) - pieces)[owner]
     start = (tokens.cumsum(0) - tokens)[owner] + ordinal * even[owner]
     size = torch.minimum(even[owner], tokens.cumsum(0)[owner] - start)
-    keys = layout.visible[order[start + size - 1]]
-    return order, start, size, keys
+    first = layout.span.first(layout.visible[order[start]])
+    oldest = first.clamp(max=layout.span.oldest)
+    keys = oldest + layout.visible[order[start + size - 1]] - first
+    return order, start, size, keys, oldest, first
 
 
 def _group(keys: list[int], sizes: list[int], budget: int) -> list[list[int]]:

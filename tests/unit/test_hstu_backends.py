@@ -75,6 +75,7 @@ def test_xformers_refuses_a_bias() -> None:
         (PLAIN, CUDA, torch.float64, "chunked"),
         (PLAIN | {"position_bias": True}, CUDA, torch.float32, "chunked"),
         (PLAIN | {"heads": 4}, CUDA, torch.float32, "chunked"),
+        (PLAIN | {"attend_recent": 8}, CUDA, torch.float32, "chunked"),
         (PLAIN | {"backend": "reference"}, CUDA, torch.float32, "reference"),
         (PLAIN | {"backend": "chunked"}, CUDA, torch.float32, "chunked"),
         (PLAIN | {"backend": "xformers"}, CUDA, torch.float32, "xformers"),
@@ -96,10 +97,11 @@ def test_building_with_a_hopeless_backend_lists_every_reason(monkeypatch: pytest
     monkeypatch.setattr(xformers_backend, "installed", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError) as caught:
-        make_teacher(small_config(backend="xformers", heads=4))
+        make_teacher(small_config(backend="xformers", heads=4, attend_recent=8))
     fix = "(set backend to 'auto' or 'chunked')"
     assert list(caught.value.problems) == [
         f"teacher.backend: xformers: it computes softmax attention, and attention is 'silu' {fix}",
+        f"teacher.backend: xformers: its masks are causal, and attend_recent is set {fix}",
         f"teacher.backend: xformers: it is run without additive bias, and position_bias is true {fix}",
         f"teacher.backend: xformers: it is run without additive bias, and time_bias is true {fix}",
         "teacher.backend: xformers: it needs heads whose width is a multiple of 8, and width / heads is 4 " + fix,

@@ -18,7 +18,7 @@ from recdistill_hstu.attention import prepare
 from recdistill_hstu.bias import Bias
 from recdistill_hstu.chunked import ChunkedAttention
 from recdistill_hstu.config import HSTUConfig
-from recdistill_hstu.layout import Layout
+from recdistill_hstu.layout import Layout, Span
 from recdistill_hstu.tiles import plan_tiles
 
 
@@ -66,12 +66,13 @@ def outcome(backend: str, layout: Layout, config: HSTUConfig, given: dict[str, A
     time=st.booleans(),
     budget=st.sampled_from([1, 30, 400, 1 << 20]),
     final=st.booleans(),
+    span=st.builds(Span, st.sampled_from([0, 1, 3, 10]), st.sampled_from([0, 1, 4])),
 )
 def test_chunked_equals_reference_forward_and_backward(
-    batch: Batch, attention: str, position: bool, time: bool, budget: int, final: bool
+    batch: Batch, attention: str, position: bool, time: bool, budget: int, final: bool, span: Span
 ) -> None:
     config = small_config(attention=attention, score_budget=budget)
-    layout = Layout.of(batch)
+    layout = Layout.of(batch, span)
     layout = layout.final()[0] if final else layout
     torch.manual_seed(0)
     given_inputs = inputs(layout, position, time)
@@ -175,3 +176,28 @@ def test_bfloat16_tokens_are_weighed_in_float32(attention: str) -> None:
     wide = prepare("chunked", layout, config)(q.float(), k.float(), v.float(), bias)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), wide, rtol=0.03, atol=0.03 * float(wide.abs().max()))
+
+
+def test_a_span_is_the_newest_and_the_oldest_of_what_is_visible() -> None:
+    place, visible = torch.arange(8), torch.tensor([[0], [2], [5], [8]])
+    found = Span(recent=3, oldest=2).has(place, visible).int().tolist()
+    assert found == [
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0, 1, 1, 1],
+    ]
+    assert torch.equal(Span().has(place, visible), place < visible)
+    assert Span(recent=3).first(visible.flatten()).tolist() == [0, 0, 2, 5]
+    assert Span().first(visible.flatten()).tolist() == [0, 0, 0, 0]
+
+
+def test_scores_under_a_span_grow_linearly_with_length() -> None:
+    def pairs(length: int) -> int:
+        layout = Layout.of(make_batch([length], [(0, length)]), Span(recent=64, oldest=16))
+        groups = plan_tiles(layout, heads=2, budget=1 << 16)
+        return sum(group.query.numel() * group.key.shape[1] for group in groups)
+
+    short, long = pairs(1000), pairs(8000)
+    assert 7 < long / short < 9
+    assert long < 8000 * (64 + 16 + 128) * 1.3

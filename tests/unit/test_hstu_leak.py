@@ -15,13 +15,15 @@ from torch import Tensor
 from recdistill_core.batch import Batch, History
 from recdistill_hstu.teacher import HSTUTeacher
 
-KINDS = [("silu", 1 << 20), ("silu", 200), ("softmax", 1 << 20)]
+#: attention, score budget, recent and oldest events that are attended to
+KINDS = [("silu", 1 << 20, 0, 0), ("silu", 200, 0, 0), ("softmax", 1 << 20, 0, 0), ("silu", 200, 6, 2)]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=str)
 def teacher(request: pytest.FixtureRequest) -> HSTUTeacher:
-    attention, budget = request.param
-    return make_teacher(small_config(attention=attention, score_budget=budget))
+    attention, budget, recent, oldest = request.param
+    span = {"attend_recent": recent, "attend_oldest": oldest}
+    return make_teacher(small_config(attention=attention, score_budget=budget, **span))
 
 
 def logits(teacher: HSTUTeacher, batch: Batch) -> Tensor:

@@ -66,6 +66,8 @@ def test_hook_module_imports_no_torch() -> None:
         ({"cross_rank": -2}, "cross_rank must be at least 0, got -2"),
         ({"width": 30, "heads": 4}, "width must be a multiple of heads, got width 30 and heads 4"),
         ({"dropout": 1.0}, "dropout must lie in [0, 1), got 1.0"),
+        ({"attend_recent": -1}, "attend_recent must be at least 0, got -1"),
+        ({"attend_oldest": 4}, "attend_oldest needs attend_recent, without which all events are attended to; got 4"),
         ({"history_stride": 0}, "history_stride must lie in [1, max_length = 256], got 0"),
         ({"history_stride": 257}, "history_stride must lie in [1, max_length = 256], got 257"),
         ({"hidden": (8, 0)}, "hidden must hold widths of at least 1, got [8, 0]"),
@@ -241,3 +243,24 @@ def test_left_out_feature_moves_no_logit_and_an_unknown_one_is_refused(batch: Ba
         assert torch.equal(teacher.score(batch).logits[task], teacher.score(other).logits[task]) is same
     with pytest.raises(ConfigError, match=re.escape("unknown feature 'user_segmen' (did you mean 'user_segment'?)")):
         make_teacher(small_config(leave_out=("user_segmen",)))
+
+
+@pytest.mark.parametrize("attention", ["silu", "softmax"])
+def test_a_span_as_long_as_the_history_changes_nothing_and_a_shorter_one_forgets_the_middle(attention: str) -> None:
+    batch = make_batch([30], [(0, 30), (0, 17)])
+    whole = make_teacher(small_config(attention=attention, layers=1)).score(batch).logits["click"]
+    long = make_teacher(small_config(attention=attention, layers=1, attend_recent=40)).score(batch).logits["click"]
+    assert torch.allclose(long, whole, rtol=1e-12)
+    short = make_teacher(small_config(attention=attention, layers=1, attend_recent=5, attend_oldest=2))
+    before = short.score(batch).logits["click"]
+    assert not torch.allclose(before, whole)
+    assert batch.history is not None
+    events = {name: column.clone() for name, column in batch.history.events.items()}
+    events["item"][2:12] = (events["item"][2:12] + 7) % 50  # 17 - 5 = 12: forgotten by both rows
+    middle = replace(batch, history=replace(batch.history, events=events))
+    assert torch.equal(short.score(middle).logits["click"], before)
+    for place, moved in ((1, [True, True]), (12, [False, True]), (25, [True, False])):
+        events = {name: column.clone() for name, column in batch.history.events.items()}
+        events["item"][place] = (events["item"][place] + 7) % 50
+        after = short.score(replace(batch, history=replace(batch.history, events=events))).logits["click"]
+        assert (after != before).tolist() == moved, place
