@@ -243,12 +243,12 @@ def tables(results: list[Result]) -> str:
     lines.append("|---" * (2 + 2 * len(names)) + "|")
     for row in results:
         cells = [f"{eta.distilled.value:.4f} | {_shown(eta)}" for eta in row.eta.values()]
-        lines.append(f"| {row.labelled:.1f} % | {row.arm.how} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.labelled:.1f}% | {row.arm.how} | " + " | ".join(cells) + " |")
     lines += ["", "| labels | chosen by | " + " | ".join(f"{name.upper()} against chance" for name in names) + " |"]
     lines.append("|---" * (2 + len(names)) + "|")
     for row in (row for row in results if row.against):
         cells = [f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for gain in row.against.values()]
-        lines.append(f"| {row.labelled:.1f} % | {row.arm.how} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.labelled:.1f}% | {row.arm.how} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -277,7 +277,7 @@ def plot(results: list[Result], out: Path) -> None:
             axes.set_title(metric.upper())
             axes.set_xlabel("labelled examples, %")
         figure.axes[0].set_ylabel("eta, 95% interval")
-        figure.axes[0].legend(frameon=False, loc="lower right")
+        figure.axes[0].legend(frameon=False, loc="upper left")
         figure.savefig(out, dpi=110)
 
 
