@@ -37,7 +37,7 @@ def sync(path: Path) -> None:
 
 
 def write_parquet(path: Path, labels: Labels, **options: Any) -> None:
-    """All columns in one call, in groups of 1,000,000 rows, compressed and durable as the store's are."""
+    """All columns in one call, in groups of 1,000,000 rows, with zstd, and durable as the store's are."""
     pq.write_table(pa.table(dict(labels.columns())), path, compression="zstd", row_group_size=1_000_000, **options)
     sync(path)
 

@@ -114,7 +114,7 @@ class _BitMap:
         place, bit = self._bits(ids)
         while place.size:  # of several ids in one byte the last one is written; the others go again
             self._bytes[place] |= bit
-            lost = (self._bytes.take(place, mode="clip") & bit) == 0
+            lost = ((self._bytes.take(place, mode="clip") & bit) == 0).nonzero()[0]
             place, bit = place[lost], bit[lost]
 
     def _bits(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -145,15 +145,15 @@ class _Chains:
             slot = self._slot(ids[part])
             rows = np.arange(part.start, part.stop, dtype=self._newest.dtype)
             while rows.size:  # of several rows with one hash the last one is written; the others go again
-                self._before[rows] = self._newest[slot]
+                self._before[rows] = self._newest.take(slot, mode="clip")
                 self._newest[slot] = rows
-                lost = self._newest[slot] != rows
+                lost = (self._newest.take(slot, mode="clip") != rows).nonzero()[0]
                 rows, slot = rows[lost], slot[lost]
         self._count = ids.size
 
     def find(self, table: NDArray[np.int64], ids: NDArray[np.int64]) -> Rows:
         """``[N]`` row of each of ``ids [N]`` in ``table``, -1 where there is none."""
-        rows = self._newest[self._slot(ids)]
+        rows = self._newest.take(self._slot(ids), mode="clip")
         left = np.flatnonzero(rows >= 0)
         while left.size:
             here = rows[left]

@@ -105,7 +105,7 @@ def _parquet(entry: VersionEntry, columns: Mapping[str, NDArray[Any]]) -> pa.Buf
     pq.write_table(
         table,
         sink,
-        compression="zstd",
+        compression={name: "none" if name == "example_id" else "zstd" for name in columns},  # ids are packed already
         use_dictionary=["reason"] if "reason" in columns else False,
         column_encoding=encoding,
         write_page_checksum=True,
