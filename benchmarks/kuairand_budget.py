@@ -50,11 +50,6 @@ VARIANTS: dict[str, Any] = {
     "k_center, not standardised": KCenterSampler(KCenterConfig(standardise=False)),
 }
 ALL = "all"
-#: What chooses blindly as many as the other does.
-BLIND = {
-    **dict.fromkeys(("uncertainty", "k_center", *VARIANTS, "random, alpha 300", "random, alpha 120"), "random"),
-    "discriminator": "reject at random",
-}
 
 
 @dataclass(frozen=True)
@@ -81,6 +76,13 @@ ARMS = (
     *(Arm(f"random, alpha {a}", share, "random", (f"strategy.alpha={a}",)) for share, a in ((10, 300), (25, 120))),
     *(Arm(how, share) for share in (10, 25) for how in VARIANTS),
 )
+
+
+def rival(arm: Arm) -> Arm:
+    """What the arm's students are compared with: a choice at random of the same size, and all labels for those."""
+    if arm.how in ("random", "reject at random"):
+        return Arm(ALL, 100)
+    return Arm("reject at random" if arm.how == "discriminator" else "random", arm.labelled)
 
 
 class SomeLabels:
@@ -207,8 +209,8 @@ class Budget:
 
         results = []
         for arm in (arm for arm in arms if students[arm]):
-            blind = students.get(Arm(BLIND.get(arm.how, ""), arm.labelled), [])
-            against = {name: eta.gain_distill for name, eta in compare(blind, students[arm]).items()} if blind else {}
+            other = students.get(rival(arm), [])
+            against = {name: eta.gain_distill for name, eta in compare(other, students[arm]).items()} if other else {}
             results.append(Result(arm, self.labelled(arm), compare(raw, students[arm]), against))
         return results
 
@@ -228,7 +230,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Result:
-    """One arm: percent of labelled rows, eta by metric, and its gain over a choice at random of the same size."""
+    """One arm: percent of labelled rows, eta by metric, and its gain over :func:`rival`."""
 
     arm: Arm
     labelled: float
@@ -237,18 +239,18 @@ class Result:
 
 
 def tables(results: list[Result]) -> str:
-    """Markdown: eta of every arm, and what choosing gains over chance, seed by seed and user by user."""
+    """Markdown: eta of every arm, and its gain over what it is compared with, seed by seed and user by user."""
     names = list(results[0].eta)
     lines = ["| labels | chosen by | " + " | ".join(f"{name.upper()} | eta {name.upper()}" for name in names) + " |"]
     lines.append("|---" * (2 + 2 * len(names)) + "|")
     for row in results:
         cells = [f"{eta.distilled.value:.4f} | {_shown(eta)}" for eta in row.eta.values()]
         lines.append(f"| {row.labelled:.1f}% | {row.arm.how} | " + " | ".join(cells) + " |")
-    lines += ["", "| labels | chosen by | " + " | ".join(f"{name.upper()} against chance" for name in names) + " |"]
-    lines.append("|---" * (2 + len(names)) + "|")
+    lines += ["", "| labels | chosen by | compared with | " + " | ".join(name.upper() for name in names) + " |"]
+    lines.append("|---" * (3 + len(names)) + "|")
     for row in (row for row in results if row.against):
         cells = [f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for gain in row.against.values()]
-        lines.append(f"| {row.labelled:.1f}% | {row.arm.how} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.labelled:.1f}% | {row.arm.how} | {rival(row.arm).how} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
