@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +11,9 @@ import typer
 from rich.console import Console
 
 from recdistill_core.cli import JsonOption, emit
+from recdistill_core.console import progress_bar
 from recdistill_core.errors import IntegrityError, UsageError
-from recdistill_labels.arguments import StoreArgument, counted, progress
+from recdistill_labels.arguments import StoreArgument, counted
 
 if TYPE_CHECKING:
     from recdistill_parquet.dataset import ParquetSource
@@ -47,8 +49,8 @@ def verify(
 
     opened, thresholds = ParquetLogitStore(store), _thresholds(drift, calibration, quarantined)
     source = None if dataset is None else ParquetSource(dataset)
-    with progress("reading") as tell:
-        found = list(opened.verify(None if source is None else outcomes(source), thresholds, tell))
+    with progress_bar() as tell:
+        found = list(opened.verify(None if source is None else outcomes(source), thresholds, partial(tell, "reading")))
     if source is not None:
         found += _of_other_datasets(opened, source, found)
     counts = {kind: sum(finding.severity.value == kind for finding in found) for kind in COLOURS}

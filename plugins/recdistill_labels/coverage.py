@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from recdistill_core.cli import JsonOption, emit, messages
+from recdistill_core.console import progress_bar
 from recdistill_core.errors import UsageError
-from recdistill_labels.arguments import SnapshotOption, StoreArgument, VersionsOption, iso, progress, time_ms
+from recdistill_labels.arguments import SnapshotOption, StoreArgument, VersionsOption, iso, time_ms
 from recdistill_labels.facts import read_versions
 
 if TYPE_CHECKING:
@@ -52,8 +54,8 @@ def gaps(
     last = source.row_at(time_ms(until, "--until")) if until else source.num_rows
     rows = slice(first, max(last, first))
     ids, times = source.column("example_id")[rows], source.column("event_time")[rows]
-    with progress("reading") as tell:
-        missing = unlabelled(opened, versions, ids, tell)
+    with progress_bar() as tell:
+        missing = unlabelled(opened, versions, ids, partial(tell, "reading"))
     found = describe(missing, times, min_rows)
     if out is not None:
         _write_ids(out, ids[missing])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from recdistill_core.cli import JsonOption, emit, messages
+from recdistill_core.console import progress_bar
 from recdistill_core.errors import UsageError
-from recdistill_labels.arguments import SnapshotOption, StoreArgument, VersionsOption, counted, progress
+from recdistill_labels.arguments import SnapshotOption, StoreArgument, VersionsOption, counted
 from recdistill_labels.facts import read_versions
 
 if TYPE_CHECKING:
@@ -42,8 +44,8 @@ def inspect(
     from recdistill_labels.tables import Snapshot
 
     seen = Snapshot(store, *read_versions(store, snapshot, version or ()))
-    with progress("checking") as tell:
-        seen.check(tell)
+    with progress_bar() as tell:
+        seen.check(partial(tell, "checking"))
     with tempfile.TemporaryDirectory(prefix="recdistill-labels-") as scratch:
         connection = seen.connect(Path(scratch))
         try:

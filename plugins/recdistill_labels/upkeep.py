@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -11,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from recdistill_core.cli import JsonOption, emit
-from recdistill_labels.arguments import StoreArgument, VersionsOption, counted, open_store, progress, seconds, size
+from recdistill_core.console import progress_bar
+from recdistill_labels.arguments import StoreArgument, VersionsOption, counted, open_store, seconds, size
 from recdistill_labels.facts import read_versions
 
 
@@ -24,8 +26,8 @@ def compact(
     """Write the labels of each version, or of those named, to fewer, fuller segments; gc removes the old ones."""
     opened, found = open_store(store, segment_rows=segment_rows), []
     for entry in read_versions(store, versions=version or ())[1]:
-        with progress(f"compacting {entry.version}") as tell:
-            found.append(opened.compact(entry.version, tell))
+        with progress_bar() as tell:
+            found.append(opened.compact(entry.version, partial(tell, f"compacting {entry.version}")))
 
     def render(console: Console) -> None:
         table = Table("version", "labels", "segments", "now", "bytes", "now")

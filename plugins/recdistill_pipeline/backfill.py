@@ -24,7 +24,7 @@ from recdistill_pipeline.fit import label_notes
 from recdistill_pipeline.label import score_batch, with_scores
 from recdistill_pipeline.models import build_teacher
 from recdistill_pipeline.plan import Plan, make_plan
-from recdistill_pipeline.rundir import RunDirectory, read_json
+from recdistill_pipeline.rundir import RunDirectory, config_of, read_json
 from recdistill_pipeline.scoring import rows_by_user
 
 Progress = Callable[[int, int], None]
@@ -75,8 +75,7 @@ class TeacherOfRun:
         Raises:
             UsageError: if this is no run, or it has no such finished step.
         """
-        if not (run / "config.yaml").exists():
-            raise UsageError("this is no run directory", where=str(run), fix="name a directory with config.yaml in it")
+        config_of(run)
         found = cls(run, seed or 0, step)
         if seed is None:
             found = cls(run, found.plan().config.seeds[0], step)
@@ -91,7 +90,7 @@ class TeacherOfRun:
 
     def plan(self) -> Plan:
         """The run's configuration."""
-        return make_plan(load_yaml(self.run / "config.yaml"), installed())
+        return make_plan(load_yaml(config_of(self.run)), installed())
 
     def dataset(self, plan: Plan) -> SampleSource:
         """The run's dataset."""

@@ -6,15 +6,16 @@ What needs torch is imported when a verb runs, so that ``--help`` answers at onc
 from __future__ import annotations
 
 import importlib.resources
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from recdistill_core.cli import JsonOption, emit, messages
 from recdistill_core.config import load_yaml, resolve, to_yaml
+from recdistill_core.console import progress_bar
 from recdistill_core.errors import ConfigError, Problem, UsageError
 from recdistill_core.registry import installed
 
@@ -41,23 +42,12 @@ def _say(line: str) -> None:
     messages().print(line, markup=False, highlight=False)
 
 
-def progress_bar() -> Progress:
-    """A bar for counts on stderr that leaves nothing behind."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=messages(), transient=True)
-
-
 def _with_run(plan: Plan, out: Path, job: str) -> Any:
     """Open the run directory, do one of its jobs under a progress bar for imports, and return its answer."""
     from recdistill_pipeline.run import Run
 
-    with progress_bar() as bar:
-        task = bar.add_task("import", total=None, visible=False)
-
-        def progress(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total, visible=total is None or done < total)
-
-        return getattr(Run(plan, out, installed(), _say, progress), job)()
+    with progress_bar() as tell:
+        return getattr(Run(plan, out, installed(), _say, partial(tell, "import")), job)()
 
 
 def _plan(config: Path, overrides: list[str] | None) -> Plan:
@@ -106,7 +96,9 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Evaluate a run that is trained: metrics.json, summary.md, plots."""
-    _finish(_with_run(_plan(_config_of(out), None), out, "evaluate"), out, json)
+    from recdistill_pipeline.rundir import config_of
+
+    _finish(_with_run(_plan(config_of(out), None), out, "evaluate"), out, json)
 
 
 def export(
@@ -116,7 +108,9 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Export every distilled student of a finished run, with this exporter beside those of its configuration."""
-    plain = load_yaml(_config_of(out))
+    from recdistill_pipeline.rundir import config_of
+
+    plain = load_yaml(config_of(out))
     others = [
         entry for entry in plain.get("exporters", []) if entry["name"].rpartition(":")[2] != name.rpartition(":")[2]
     ]
@@ -126,19 +120,13 @@ def export(
     emit(found, json, lambda console: console.print("\n".join(paths), highlight=False, soft_wrap=True))
 
 
-def _config_of(run: Path) -> Path:
-    if not (run / "config.yaml").exists():
-        raise UsageError("this is no run directory", where=str(run), fix="name a directory with config.yaml in it")
-    return run / "config.yaml"
-
-
 def settings_of(settings: list[str] | None) -> dict[str, Any]:
     """``["key=value", ...]`` of a component's settings as plain values."""
     from omegaconf import OmegaConf
 
     for setting in settings or []:
         if "=" not in setting:
-            raise UsageError(f"setting {setting!r} is not KEY=VALUE", fix="write for example path=log.csv")
+            raise UsageError(f"setting {setting!r} is not KEY=VALUE", fix="write key=value, such as width=64")
     plain = OmegaConf.to_container(OmegaConf.from_dotlist(settings or []))
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
@@ -190,9 +178,8 @@ def data_import(
     importer = resolve(installed(), "importer", {"name": name, **settings_of(settings)}, "settings", problems)
     if importer is None:
         raise ConfigError(problems)
-    with progress_bar() as bar:
-        task = bar.add_task(f"importing {name}", total=None)
-        import_dataset(importer, out, memory_limit, lambda done, total: bar.update(task, completed=done, total=total))
+    with progress_bar() as tell:
+        import_dataset(importer, out, memory_limit, partial(tell, f"importing {name}"))
     source = open_dataset(out)
     answer = {
         "dataset": str(out),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ import typer
 from rich.console import Console
 
 from recdistill_core.cli import JsonOption, emit
-from recdistill_pipeline.commands import RunArgument, progress_bar, settings_of
+from recdistill_core.console import progress_bar
+from recdistill_pipeline.commands import RunArgument, settings_of
 
 
 def backfill(
@@ -55,8 +57,7 @@ def backfill(
     if examples is not None:
         wanted = read_example_ids(examples, "--examples")
         rows = rows[np.isin(source.column("example_id")[rows], wanted)]
-    with progress_bar() as bar:
-        task = bar.add_task("blocks", total=None)
+    with progress_bar() as tell:
         found = fill(
             teacher,
             make(installed(), "engine", {"name": engine, **settings_of(settings)}),
@@ -64,7 +65,7 @@ def backfill(
             rows=rows,
             allow_leaky=allow_leaky,
             block_rows=block_rows,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=partial(tell, "blocks"),
         )
 
     def render(console: Console) -> None:

@@ -128,6 +128,13 @@ class RunDirectory:
         return path
 
 
+def config_of(run: Path) -> Path:
+    """The configuration of a run directory. Raises UsageError where it is none."""
+    if not (run / "config.yaml").exists():
+        raise UsageError("this is no run directory", where=str(run), fix="name a directory with config.yaml in it")
+    return run / "config.yaml"
+
+
 def trained_here(manifest: Mapping[str, Any]) -> bool:
     """Whether a teacher step has a model; labels of the others came from elsewhere."""
     return "model.safetensors" in manifest["files"]

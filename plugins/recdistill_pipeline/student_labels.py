@@ -164,13 +164,16 @@ def chosen_rows(plan: Plan, source: SampleSource) -> NDArray[np.bool_] | None:
 
 
 def read_example_ids(path: Path, setting: str) -> NDArray[np.int64]:
-    """``[M]`` the column ``example_id`` of a Parquet file.
+    """``[M]`` the column ``example_id`` of a Parquet file; of one with a column ``rejected``, the rejected rows alone.
 
     Raises:
         DataError: if it cannot be read, lacks the column, or holds something else than ids in it.
     """
     try:
-        column = pq.read_table(path, columns=["example_id"])["example_id"]
+        table = pq.read_table(path, columns=[c for c in pq.read_schema(path).names if c in ("example_id", "rejected")])
+        if "rejected" in table.column_names:  # as 'labels discriminate --all' writes it
+            table = table.filter(table["rejected"])
+        column = table["example_id"]
         if column.null_count or not pa.types.is_integer(column.type):
             raise ValueError("example_id must be integers, none of them null")
         ids: NDArray[np.int64] = column.cast(pa.int64()).to_numpy()

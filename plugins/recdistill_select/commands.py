@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from recdistill_core.console import JsonOption, emit, messages
-from recdistill_core.errors import UsageError
+from recdistill_core.console import JsonOption, emit, progress_bar
+from recdistill_pipeline.commands import settings_of
 
 if TYPE_CHECKING:
     from recdistill_pipeline.run import Run
@@ -41,11 +38,11 @@ def select(
     """Choose the examples that are worth a teacher's label, the most valuable ones first."""
     from recdistill_select.jobs import choose
 
-    with _bar() as progress:
+    with progress_bar() as progress:
         answer = choose(
             _run(out_of),
             budget=budget,
-            sampler={"name": sampler, **_settings(settings)},
+            sampler={"name": sampler, **settings_of(settings)},
             seed=seed,
             student=student,
             rows=rows,
@@ -71,10 +68,10 @@ def discriminate(
     """Find labels of the students' training rows that the outcomes of near examples speak against."""
     from recdistill_select.jobs import judge
 
-    with _bar() as progress:
+    with progress_bar() as progress:
         answer = judge(
             _run(out_of),
-            settings=_settings(settings),
+            settings=settings_of(settings),
             task=task,
             seed=seed,
             student=student,
@@ -91,33 +88,6 @@ def _run(path: Path) -> Run:
     from recdistill_core.registry import installed
     from recdistill_pipeline.plan import make_plan
     from recdistill_pipeline.run import Run
+    from recdistill_pipeline.rundir import config_of
 
-    if not (path / "config.yaml").exists():
-        raise UsageError("this is no run directory", where=str(path), fix="name a directory with config.yaml in it")
-    return Run(make_plan(load_yaml(path / "config.yaml"), installed()), path, installed())
-
-
-def _settings(settings: list[str] | None) -> dict[str, Any]:
-    """``["key=value", ...]`` as plain values."""
-    from omegaconf import OmegaConf
-
-    for setting in settings or []:
-        if "=" not in setting:
-            raise UsageError(f"setting {setting!r} is not KEY=VALUE", fix="write for example partition_rows=8192")
-    plain = OmegaConf.to_container(OmegaConf.from_dotlist(settings or []))
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A function of (what is done, rows done, rows in all) that draws one bar per work."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=messages(), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield show
+    return Run(make_plan(load_yaml(config_of(path)), installed()), path, installed())

@@ -25,6 +25,7 @@ from recdistill_lightning.data import align_labels
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.run import Run
 from recdistill_pipeline.rundir import read_json
+from recdistill_pipeline.student_labels import choice_of, published_store
 from recdistill_select.candidates import raw_student, see
 from recdistill_select.discriminator import DiscriminatorConfig, Verdict, unreliable
 
@@ -177,8 +178,9 @@ def _labels(
         raise UsageError(
             f"seed {seed} has no teacher yet", where=str(run.directory.path), fix="run 'teacher fit' first"
         )
-    version = read_json(run.directory.path / f"seed-{seed}/teacher/manifest.json")["labels"]["version"]
-    signal = align_labels(source, run.store, version, rows).signal
+    labels = read_json(run.directory.path / f"seed-{seed}/teacher/manifest.json")["labels"]
+    version = labels["version"]
+    signal = align_labels(source, published_store(run.plan, run.store), choice_of(labels), rows).signal
     logit = np.where(signal.valid[task].numpy(), signal.logits[task].double().numpy(), np.nan)[slice(*rows)]
     if np.isnan(logit).all():
         raise DataError(

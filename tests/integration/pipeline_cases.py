@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from omegaconf import OmegaConf
 
+from recdistill_core import errors
 from recdistill_core.component import BuildContext
 from recdistill_core.config import make
 from recdistill_core.interfaces import SampleSource
@@ -128,9 +129,10 @@ def answer(done: tuple[int, str, str], code: int = 0) -> Any:
     return json.loads(done[1])
 
 
-def refused(done: tuple[int, str, str], code: int, kind: str, *expected: str) -> None:
-    """It failed with this code, and its one JSON document says why."""
+def refused(done: tuple[int, str, str], kind: str, *expected: str) -> None:
+    """It failed with the code of this kind of error, and its one JSON document says why."""
+    code = getattr(errors, kind).exit_code
     found = answer(done, code)
-    assert (found["kind"], found["exit_code"]) == (kind, code)
+    assert (found["kind"], found["exit_code"]) == (kind, code), found
     for text in expected:
         assert text in found["error"], found["error"]

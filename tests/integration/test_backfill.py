@@ -203,7 +203,7 @@ def test_the_verb_says_what_it_did_and_what_it_left(
     assert answer(recdistill(*words, "--json"))["added"] > 0
     code, out, _ = recdistill(*words, "--since", "90%")
     assert (code, "every row has a label" in out) == (0, True)
-    refused(recdistill(*words, "--since", "soon", "--json"), 2, "UsageError", "'soon' is no time", "--since")
-    refused(recdistill(*words, "--seed", 9, "--json"), 2, "UsageError", "no finished step seed-9/teacher")
-    refused(recdistill(*words, "--engine", "nobody", "--json"), 4, "PluginError", "nobody")
-    refused(recdistill(*words, "warp=9", "--json"), 2, "ConfigError", "warp")
+    refused(recdistill(*words, "--since", "soon", "--json"), "UsageError", "'soon' is no time", "--since")
+    refused(recdistill(*words, "--seed", 9, "--json"), "UsageError", "no finished step seed-9/teacher")
+    refused(recdistill(*words, "--engine", "nobody", "--json"), "PluginError", "nobody")
+    refused(recdistill(*words, "warp=9", "--json"), "ConfigError", "warp")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pipeline_cases import config, run_of
+from pipeline_cases import Verb, answer, config, refused, run_of
 
-from recdistill_core.cli import main
 from recdistill_core.registry import installed
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
@@ -24,7 +22,6 @@ from recdistill_pipeline.scoring import score_rows
 from recdistill_select.candidates import raw_student, see
 from recdistill_select.jobs import ORIGIN
 
-Verb = Callable[..., tuple[int, str, str]]
 TRAINING = 2250  # 75% of the feed's rows
 
 
@@ -36,34 +33,6 @@ def trained(feed_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.teachers()
     run.students()
     return out
-
-
-@pytest.fixture
-def recdistill(capsys: pytest.CaptureFixture[str]) -> Verb:
-    """The command line in this process: exit code, stdout, stderr."""
-
-    def verb(*words: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return verb
-
-
-def answer(done: tuple[int, str, str], code: int = 0) -> Any:
-    assert done[0] == code, f"exit {done[0]}\n{done[1]}\n{done[2]}"
-    return json.loads(done[1])
-
-
-def refused(done: tuple[int, str, str], kind: str, *expected: str) -> None:
-    codes = {"UsageError": 2, "ConfigError": 2, "DataError": 3, "PluginError": 4, "IntegrityError": 5}
-    found = answer(done, codes[kind])
-    assert found["kind"] == kind, found
-    for text in expected:
-        assert text in found["error"], found["error"]
 
 
 def training_ids(feed: ParquetSource) -> Any:
@@ -153,7 +122,7 @@ def test_rejected_labels_are_those_of_all_that_are_rejected(
         (["--student", "dcn"], "UsageError", ["the run has no student 'dcn'", "use one of: mlp"]),
         (["--seed", "9"], "UsageError", ["the run has no seed 9", "use one of: 1"]),
         (["--sampler", "k_centre"], "PluginError", ["no sampler is named 'k_centre' (did you mean 'k_center'?)"]),
-        (["centre"], "UsageError", ["setting 'centre' is not KEY=VALUE", "partition_rows=8192"]),
+        (["centre"], "UsageError", ["setting 'centre' is not KEY=VALUE", "such as width=64"]),
         (["centre=2", "--sampler", "uncertainty"], "ConfigError", ["sampler: centre must lie in (0, 1), got 2.0"]),
         (["centre=0.5"], "ConfigError", ["sampler.centre: unknown key"]),
     ],

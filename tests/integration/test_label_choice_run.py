@@ -245,6 +245,14 @@ def test_lists_that_are_none(content: Any, text: str, tmp_path: Path) -> None:
     assert "labels.examples: " in str(caught.value)
 
 
+def test_of_judged_labels_only_the_rejected_ones_are_left_out(tmp_path: Path) -> None:
+    from recdistill_pipeline.student_labels import read_example_ids
+
+    judged = pa.table({"z": [0.0, 4.0, 1.0], "example_id": [5, 6, 7], "rejected": [False, True, False]})
+    pq.write_table(judged, tmp_path / "judged.parquet")
+    assert read_example_ids(tmp_path / "judged.parquet", "labels.without").tolist() == [6]
+
+
 def test_versions_that_do_not_fit_are_refused(feed: ParquetSource, feed_path: Path, tmp_path: Path) -> None:
     store = tmp_path / "labels"
     publish(store, feed, "other", slice(None), 0.5, facts={"dataset": "elsewhere"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from recdistill_core import BuildContext, Command, Component, cli, diagnosis, shell
+from recdistill_core import BuildContext, Command, Component, cli, console, diagnosis, shell
 from recdistill_core.errors import DataError
 from recdistill_core.registry import PluginRecord, Registered, Registry, installed
 
@@ -320,3 +322,16 @@ def test_no_plugin_takes_a_verb_from_another(recdistill: Shell, monkeypatch: pyt
         "  where: pipeline of recdistill, other of rd-other\n"
         "  to do: uninstall all but one of them, or switch them off with --no-plugin\n"
     )
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal in (True, False):
+        stream = io.StringIO()
+        made = Console(file=stream, force_terminal=terminal, width=80)
+        monkeypatch.setattr(console, "messages", lambda made=made: made)
+        with console.progress_bar() as tell:
+            tell("reading", 3, 4)
+            tell("counting", 3, None)
+        assert ("reading" in stream.getvalue()) == terminal
+        assert ("counting" in stream.getvalue()) == terminal
+        assert stream.getvalue().endswith("\x1b[2K" if terminal else "")

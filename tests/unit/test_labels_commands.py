@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +11,10 @@ import pytest
 from core_cases import points, write_plugin
 from label_store_cases import T, filled, grown, segments
 from labels_cases import NO_STORE, Shell, rich_store, shell
-from rich.console import Console
 
 from recdistill_core import cli
 from recdistill_core.registry import discover, installed
-from recdistill_labels import VERBS, arguments
+from recdistill_labels import VERBS
 from recdistill_parquet.labels import ParquetLogitStore
 
 
@@ -205,17 +203,6 @@ def test_a_store_without_its_manifest_is_an_integrity_error(labels: Shell, tmp_p
     done = labels(verb, tmp_path)
     assert done.code == 5
     assert "the label store has commits but no manifest" in done.out + done.err
-
-
-def test_a_bar_is_drawn_on_a_terminal_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for terminal in (True, False):
-        stream = io.StringIO()
-        console = Console(file=stream, force_terminal=terminal, width=80)
-        monkeypatch.setattr(arguments, "messages", lambda console=console: console)
-        with arguments.progress("reading") as tell:
-            tell(3, 4)
-        assert ("reading" in stream.getvalue()) == terminal
-        assert stream.getvalue().endswith("\x1b[2K" if terminal else "")
 
 
 LIGHT = """
