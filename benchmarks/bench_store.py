@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from reporting import LIBRARIES, parser, show
-from store_growth import child, growth, segments
+from store_growth import child, growth, segment_bytes, segments
 from store_labels import BATCH, VERSION, Labels, capture, example_ids
 from store_rivals import STORE_ENCODING, in_duckdb, in_lmdb, searchsorted, write_parquet
 
@@ -52,19 +52,20 @@ def alternating(works: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
 def writing(folder: Path, labels: Labels) -> list[Row]:
     """Append and commit against one plain file of the same columns, both durable."""
     rows = labels.example_id.size
+    plain, packed, store = folder / "plain.parquet", folder / "packed.parquet", folder / "store"
 
     def append() -> None:
-        shutil.rmtree(folder / "store", ignore_errors=True)
-        capture(folder / "store", labels)
+        shutil.rmtree(store, ignore_errors=True)
+        capture(store, labels)
 
-    plain = folder / "plain.parquet"
     works = {
         "plain Parquet, pyarrow's encodings": lambda: write_parquet(plain, labels),
         f"store: append {BATCH:,} at a time, commit": append,
-        "plain Parquet, the store's encodings": lambda: write_parquet(plain, labels, **STORE_ENCODING),
+        "plain Parquet, the store's encodings": lambda: write_parquet(packed, labels, **STORE_ENCODING),
     }
     spent = alternating(works, 5)
     base = spent["plain Parquet, pyarrow's encodings"]
+    sizes = plain.stat().st_size, segment_bytes(store), packed.stat().st_size
     return [
         {
             "what": name,
@@ -73,8 +74,9 @@ def writing(folder: Path, labels: Labels) -> list[Row]:
             "labels/s": rows / seconds,
             "speed": base[0] / seconds,
             "speed by CPU": base[1] / busy,
+            "bytes per label": size / rows,
         }
-        for name, (seconds, busy) in spent.items()
+        for (name, (seconds, busy)), size in zip(spent.items(), sizes, strict=True)
     ]
 
 

@@ -28,7 +28,7 @@ def segments(script: str, rows: int, place: Path) -> list[Row]:
             store.compact(VERSION)
             store.gc(0)
         opened = in_fresh_process(script, "open", rows, place)
-        found.append({"labels in": what, **opened, "bytes per label": _bytes(place) / rows})
+        found.append({"labels in": what, **opened, "bytes per label": segment_bytes(place) / rows})
     shutil.rmtree(place)
     return found
 
@@ -39,7 +39,7 @@ def growth(script: str, sizes: list[int], place: Path) -> list[Row]:
     for rows in sizes:
         written = in_fresh_process(script, "write", rows, place, 1_000_000)
         opened = in_fresh_process(script, "open", rows, place)
-        found.append({"labels": rows, **written, "bytes per label": _bytes(place) / rows, **opened})
+        found.append({"labels": rows, **written, "bytes per label": segment_bytes(place) / rows, **opened})
         shutil.rmtree(place)
     return found
 
@@ -81,5 +81,6 @@ def _open(rows: int, place: Path) -> Row:
     return {**took, "reader, peak MB": peak, f"{BATCH:,} keys, microseconds": 1e6 * float(np.median(spent))}
 
 
-def _bytes(place: Path) -> int:
+def segment_bytes(place: Path) -> int:
+    """Bytes of a store's segments."""
     return sum(path.stat().st_size for path in (place / "segments").iterdir())

@@ -49,7 +49,7 @@ class ParquetLogitStore(LogitStore):
 
     Many writers and readers may work at once, in one process or several, on a file system with POSIX locks and atomic
     rename. A reader holds the labels of the versions it reads in memory: 32 to 48 bytes for an example with one to four
-    tasks, and as much again while it reads them first.
+    tasks, and up to three times as many while it reads them first.
 
     Args:
         path: root of the store; made by the first writer.

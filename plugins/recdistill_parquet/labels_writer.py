@@ -88,6 +88,8 @@ class ParquetLabelWriter(LabelWriter):
             LeakError: if an example has another label of this version, committed or pending.
             DataError: if tasks, shapes or types are not the promised ones, or too many values are implausible.
             UsageError: if the writer is closed.
+            OSError: if a segment cannot be written. A thread's failure is raised before anything of this call is
+                taken; where the call itself fills a segment, its rows stay pending. The next call tries again.
         """
         self._require_open()
         where = f"{self._store}, version {self._entry.version!r}, step {step}"
