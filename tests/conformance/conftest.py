@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one_ray() -> Iterator[None]:
     """A Ray with room for two workers, which engines find and leave alone."""
     pytest.importorskip("ray")
