@@ -67,7 +67,8 @@ class StrictWriter(Writer):
 
     def __init__(self, store: ParquetLogitStore, inner: Any) -> None:
         super().__init__(store, inner)
-        self.known = inner._committed.ids().tolist()
+        committed = inner._known.committed
+        self.known = committed._ids[: len(committed)].tolist()
         self.pending: list[int] = []
 
     def append(self, example_id: Any, logits: Any, *, step: int, scored_at: int) -> None:

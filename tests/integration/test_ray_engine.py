@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sqlite3
@@ -53,6 +54,11 @@ class Table:
             return os.getpid()
 
         return do
+
+
+def test_other_peoples_messages_still_come(engine: RayEngine, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("recdistill.labels").warning("3 labels were set aside")
+    assert "3 labels were set aside" in caplog.text
 
 
 def test_two_workers_share_a_job(engine: RayEngine, tmp_path: Path) -> None:
