@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +88,7 @@ class ParquetLabelWriter(LabelWriter):
         Raises:
             LeakError: if an example has another label of this version, committed or pending.
             DataError: if tasks, shapes or types are not the promised ones, or too many values are implausible.
+            OSError: if a segment of earlier rows, which stay in memory, could not be written.
             UsageError: if the writer is closed.
             OSError: if a segment cannot be written. A thread's failure is raised before anything of this call is
                 taken; where the call itself fills a segment, its rows stay pending. The next call tries again.
@@ -107,6 +109,8 @@ class ParquetLabelWriter(LabelWriter):
             if wrong.any():
                 raise conflict(self._store, self._entry, fine, wrong, self._places(fine), self._reader)
             taken = select(taken, fresh)
+        if self._rows.full:  # a segment could not be written; if it still cannot, nothing is taken
+            self._spill_full()
         self._rows.make_room(count)
         if reason is not None and fine["example_id"].size < count:
             self._rows.add_aside({**select(columns, reason != ""), "reason": reason[reason != ""]})
@@ -114,7 +118,8 @@ class ParquetLabelWriter(LabelWriter):
         self._pending.add(taken["example_id"], taken.pop(_DIGEST))
         self._rows.add(taken)
         if self._rows.full:
-            self._rows.spill_full(len(self._known.files), self._state.files())
+            with suppress(OSError):  # the rows are taken and in memory: the next append or commit tries again
+                self._spill_full()
 
     def commit(self) -> LabelVersion:
         """Make everything appended visible at once, durably, beside what other writers have committed.
@@ -171,6 +176,9 @@ class ParquetLabelWriter(LabelWriter):
         if self._closed:
             raise UsageError("the label writer is closed", fix="ask the store for a new writer")
 
+    def _spill_full(self) -> None:
+        self._rows.spill_full(len(self._known.files), self._state.files())
+
     def _forget(self) -> None:
         """Nothing is on its way any more."""
         self._rows.forget()
@@ -208,7 +216,9 @@ class ParquetLabelWriter(LabelWriter):
 
     def _places(self, columns: Columns) -> list[Columns | Segment]:
         """Where the first label of an example may be: committed, spilled, in memory, in this call."""
-        entry = self._state.get(self._entry.version)
+        # the newest state: files that were known may be compacted and gone since
+        known = self._head, self._state
+        entry = labels_log.read_state(self._store, labels_log.read_head(self._store), known).get(self._entry.version)
         return [*(entry.segments if entry else ()), *self._rows.places(), columns]
 
     def _take_over(self, entry: VersionEntry | None) -> None:

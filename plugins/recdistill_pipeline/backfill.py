@@ -15,8 +15,16 @@ from numpy.typing import NDArray
 from recdistill_core.component import BuildContext
 from recdistill_core.config import load_yaml, make
 from recdistill_core.engine import Engine
-from recdistill_core.errors import DataError, LeakError, UsageError
-from recdistill_core.interfaces import CaptureMode, HistoryWindow, LogitStore, SampleSource, Teacher, TrainableTeacher
+from recdistill_core.errors import DataError, IntegrityError, LeakError, UsageError
+from recdistill_core.interfaces import (
+    CaptureMode,
+    HistoryWindow,
+    LabelVersion,
+    LogitStore,
+    SampleSource,
+    Teacher,
+    TrainableTeacher,
+)
 from recdistill_core.label_choice import unlabelled
 from recdistill_core.registry import installed
 from recdistill_lightning.trained import TrainedExamples
@@ -24,7 +32,14 @@ from recdistill_pipeline.fit import label_notes
 from recdistill_pipeline.label import score_batch, with_scores
 from recdistill_pipeline.models import build_teacher
 from recdistill_pipeline.plan import Plan, make_plan
-from recdistill_pipeline.rundir import RunDirectory, config_of, read_json
+from recdistill_pipeline.rundir import (
+    RunDirectory,
+    checked_file,
+    config_of,
+    read_json,
+    require_dataset,
+    trained_here,
+)
 from recdistill_pipeline.scoring import rows_by_user
 
 Progress = Callable[[int, int], None]
@@ -76,6 +91,7 @@ class TeacherOfRun:
             UsageError: if this is no run, or it has no such finished step.
         """
         config_of(run)
+        run = run.absolute()  # a worker may have another working directory
         found = cls(run, seed or 0, step)
         if seed is None:
             found = cls(run, found.plan().config.seeds[0], step)
@@ -96,6 +112,7 @@ class TeacherOfRun:
         """The run's dataset."""
         path = Path(plan.config.dataset.path or self.run / "dataset")
         source: SampleSource = make(installed(), "source", {**plan.config.dataset.source, "path": str(path)})
+        require_dataset(self.run, source.snapshot_id)
         return source
 
     def store(self, plan: Plan) -> LogitStore:
@@ -108,24 +125,39 @@ class TeacherOfRun:
         built: Teacher = plan.teacher.build(BuildContext(source.schema, plan.config.all_tasks(), source))
         if not isinstance(built, TrainableTeacher):
             return built
+        if self._trained_on() is None:
+            raise UsageError(
+                f"the run trained no {plan.teacher.name}: the labels of step {self.name} came from elsewhere",
+                where=str(self.run),
+                fix="name a run that trained its teacher",
+            )
         directory = RunDirectory(self.run, plan.resolved(), plan.third_party())
         weights = directory.checked(self.name, "model.safetensors")
         return build_teacher(plan, source.schema, self.seed, weights).teacher.eval()
 
     def reached(self, source: SampleSource, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """``[R]``: whether the label of a row can have reached the teacher."""
-        home = self.run / self.name / "trained_on.npy"
-        if not home.exists():  # not trained here
-            return np.zeros(rows.shape, np.bool_)
-        return TrainedExamples.load(home).reached(source, rows)
+        """``[R]``: whether the label of a row can have reached the teacher.
+
+        Raises:
+            IntegrityError: if the list of what the teacher was trained on is gone or was changed.
+        """
+        trained = self._trained_on()
+        return np.zeros(rows.shape, np.bool_) if trained is None else trained.reached(source, rows)
 
     def facts(self, plan: Plan, source: SampleSource) -> dict[str, Any]:
         """Notes for the labels' version."""
-        home = self.run / self.name / "trained_on.npy"
-        if not home.exists():
+        trained = self._trained_on()
+        if trained is None:
             return {"dataset": source.snapshot_id, "teacher": plan.teacher.plain()}
-        until = TrainedExamples.load(home).until(source)
+        until = trained.until(source)
         return {"dataset": source.snapshot_id, "seed": self.seed, "trained_until": until, **label_notes(plan)}
+
+    def _trained_on(self) -> TrainedExamples | None:
+        """What the teacher was trained on; None for one that was not trained here."""
+        step = self.run / self.name
+        if not trained_here(read_json(step / "manifest.json")):
+            return None
+        return TrainedExamples.load(checked_file(step, "trained_on.npy"))
 
 
 @dataclass(frozen=True)
@@ -204,7 +236,8 @@ def backfill(
     Raises:
         LeakError: if the outcomes of all these rows can have reached the teacher, or the store has the version with
             labels of another mode. UsageError: if it is revoked, or a setting is not usable.
-        DataError: if there is no such version or step.
+        DataError: if there is no such version or step. IntegrityError: for labels of another dataset, or where what
+            the workers committed is not in the store.
     """
     if block_rows < 1:
         raise UsageError(f"block_rows must be >= 1, got {block_rows}", where="backfill")
@@ -222,6 +255,8 @@ def backfill(
             fix="restore them, or fill the gaps with another teacher",
         )
     counted = list(dict.fromkeys([*wanted, *([version] if version in known else [])]))
+    for name in counted:
+        _require_dataset(known.get(name), source, plan.config.labels.allow_other_dataset and name != version)
     missing = looked[unlabelled(store, counted, source.column("example_id")[looked])]
     mode = CaptureMode.EXTERNAL if not trained else CaptureMode.LEAKY if allow_leaky else CaptureMode.OUT_OF_FOLD
     reached = np.zeros(missing.shape, np.bool_) if mode != CaptureMode.OUT_OF_FOLD else teacher.reached(source, missing)
@@ -233,7 +268,7 @@ def backfill(
             where=str(teacher.run / teacher.name),
             fix="use a teacher or a fold's copy that was not; allow_leaky labels them, marked leaky",
         )
-    blocks = [todo[todo // block_rows == number] for number in np.unique(todo // block_rows)]
+    blocks = np.split(todo, 1 + np.flatnonzero(np.diff(todo // block_rows))) if todo.size else []
     threads = plan.config.threads or torch.get_num_threads()
     batch_rows = min(int(getattr(model, "batch_rows", plan.config.evaluation.batch_size)), block_rows)
     job = LabelBlocks(teacher, version, mode, threads, batch_rows)
@@ -249,5 +284,23 @@ def backfill(
             where=str(teacher.run / teacher.name),
             fix="check what its scores are looked up by",
         )
+    entry = next((entry for entry in store.versions() if entry.version == version), None)
+    if added and (entry is None or entry.count <= (known[version].count if version in known else 0)):
+        raise IntegrityError(
+            f"{added:,} labels were committed, and none of them is in this store",
+            where=str(plan.config.store.get("path", teacher.run / "labels")),
+            fix="give it a path under which every worker finds it, and look at whether it set these logits aside",
+        )
     counts = int(missing.size), int(reached.sum()), added, unscored, len(blocks)
-    return Filled(version, mode.value, *counts, store.snapshot_id())
+    return Filled(version, (entry or job).mode.value, *counts, store.snapshot_id())
+
+
+def _require_dataset(entry: LabelVersion | None, source: SampleSource, allow_other: bool) -> None:
+    """Raise IntegrityError for labels of another dataset, in which equal ids may be other examples."""
+    dataset = None if entry is None or allow_other else entry.facts.get("dataset")
+    if entry is not None and dataset not in (None, source.snapshot_id):
+        raise IntegrityError(
+            f"labels of version {entry.version!r} were made for dataset {dataset}, and this is {source.snapshot_id}",
+            where="logit store",
+            fix="fill a store that has labels of this dataset, or name other versions",
+        )

@@ -19,7 +19,14 @@ from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.label import label_rows
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.runconfig import CaptureConfig, TeacherTrainingConfig
-from recdistill_pipeline.student_labels import choice_of, chosen_rows, label_facts, published_choice, published_store
+from recdistill_pipeline.student_labels import (
+    allowed_labels,
+    choice_of,
+    chosen_rows,
+    label_facts,
+    published_choice,
+    published_store,
+)
 
 
 def black_box(plan: Plan, source: SampleSource) -> Teacher | None:
@@ -165,7 +172,8 @@ def _require_coverage(
     """Find before any student is trained what would stop the run after it."""
     task = plan.config.task
     teacher_logits(store, labels, task, source, observed_rows(source, split.test, task))
-    valid, keep = _student_signal(source, split, store, labels).valid[task].numpy(), chosen_rows(plan, source)
+    theirs = allowed_labels(plan, source, store, labels)
+    valid, keep = _student_signal(source, split, store, theirs).valid[task].numpy(), chosen_rows(plan, source)
     share = float(np.mean(valid if keep is None else valid & keep[slice(*split.student)]))
     if share < plan.config.capture.min_coverage:
         raise DataError(

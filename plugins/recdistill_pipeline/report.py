@@ -77,6 +77,15 @@ def summary(results: Mapping[str, Any]) -> str:
             "> those of the test rows, is for those who made its scores to say.",
             "",
         ]
+    if results["capture"] == "mixed":
+        modes = results.get("capture_modes", [])
+        lines += [f"> **Mixed labels.** The students learnt from labels of several kinds: {', '.join(modes)}."]
+        if "external" in modes:
+            lines += [
+                "> The teacher of the external ones was not trained here. Whether it had seen the labels of these rows",
+                "> is for those who made its scores to say.",
+            ]
+        lines += [""]
     data = results["data"]
     teacher_rows = f"{data['teacher_rows']:,} rows" if data["teacher_rows"] else "rows unknown here"
     lines += [

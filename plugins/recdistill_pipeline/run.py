@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from recdistill_core.config import make
-from recdistill_core.errors import UsageError
+from recdistill_core.errors import DataError, UsageError
 from recdistill_core.files import write_atomically
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore, SampleSource, Teacher
 from recdistill_core.registry import Registry
@@ -25,6 +25,7 @@ from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.plots import draw_all
 from recdistill_pipeline.report import summary
 from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here, versions
+from recdistill_pipeline.student_labels import require_others
 
 
 class Run:
@@ -57,6 +58,7 @@ class Run:
             self.say(f"importing {self.plan.importer.name} into {path}")
             import_dataset(self.plan.importer, path, self.plan.config.dataset.memory_limit, self.progress)
         source: SampleSource = make(self.registry, "source", {**self.plan.config.dataset.source, "path": str(path)})
+        self.directory.same_dataset(source.snapshot_id)
         for task in self.plan.config.all_tasks():
             source.schema.require_task(task)
         check(self.plan.components(), source.schema, dataset=str(path), also={"teacher"})
@@ -71,6 +73,8 @@ class Run:
         if not self.plan.config.labels.own:
             self._read(source, split, todo)
             return
+        if todo:
+            require_others(self.plan, self.store, source)
         teacher = black_box(self.plan, source) if todo else None
         if teacher is not None:
             self._ask(teacher, source, split, todo)
@@ -96,6 +100,13 @@ class Run:
             work = partial(fit_fold, self.plan, source, split, self.store, seed, number)
             made.append(self.directory.step(name, work)["labels"]["version"])
         known = {entry.version: entry for entry in self.store.versions()}
+        lost = [(number, version) for number, version in enumerate(made) if version not in known]
+        if lost:
+            raise DataError(
+                f"the label store has no version {lost[0][1]!r}, which fold {lost[0][0] + 1} of seed {seed} has made",
+                where=f"{len(lost)} of {capture.folds} folds; the store has {', '.join(known) or 'none'}",
+                fix=f"bring the store back, or delete {self.directory.path}/seed-{seed}/teacher-fold-{lost[0][0]}",
+            )
         return [known[version] for version in made]
 
     def _read(self, source: SampleSource, split: Split, seeds: Sequence[int]) -> None:
@@ -187,10 +198,10 @@ class Run:
         paths = sorted(self.directory.path.glob("seed-*/*/manifest.json"))
         return {str(path.parent.relative_to(self.directory.path)): read_json(path) for path in paths}
 
-    def _capture(self) -> str:
-        """How the labels that the students learnt from came to be."""
+    def _labels(self) -> dict[str, Any]:
+        """The labels that the students learnt from; how they came to be is the same for all of them."""
         step = f"seed-{self.plan.config.seeds[0]}/{next(iter(self.plan.students))}-distilled"
-        return str(read_json(self.directory.path / step / "manifest.json")["labels"]["mode"])
+        return dict(read_json(self.directory.path / step / "manifest.json")["labels"])
 
     def _about(self, source: SampleSource, split: Split, found: Any) -> dict[str, Any]:
         steps = self._steps()
@@ -204,7 +215,8 @@ class Run:
         return {
             "name": self.plan.config.name,
             "task": self.plan.config.task,
-            "capture": self._capture(),
+            "capture": self._labels()["mode"],
+            "capture_modes": self._labels().get("modes", [self._labels()["mode"]]),
             "confidence": self.plan.config.evaluation.confidence,
             "data": {
                 "teacher_rows": split.teacher[1] - split.teacher[0] if trained_here(teacher) else 0,
@@ -224,7 +236,7 @@ class Run:
             "dataset": source.snapshot_id,
             "feature_view": source.schema.view_hash(),
             "labels": self.store.snapshot_id(),
-            "capture": self._capture(),
+            "capture": self._labels()["mode"],
             "plugins": {
                 entry.label: f"{entry.entry.plugin.distribution} {entry.entry.plugin.version}"
                 for entry in self.plan.components()

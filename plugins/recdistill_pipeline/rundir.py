@@ -20,6 +20,8 @@ from recdistill_core.fingerprint import digest, file_sha256
 
 #: Settings that no finished step depends on, so that a run may go on with others.
 LATE = ("exporters",)
+#: Which dataset the steps were made from.
+DATASET = "dataset.json"
 LIBRARIES = ("torch", "lightning", "torchmetrics", "numpy", "pyarrow", "duckdb", "safetensors", "xformers")
 
 
@@ -62,6 +64,17 @@ class RunDirectory:
             )
         if {**before, **plugins} != before or changed:
             write_atomically(home, json.dumps({**before, **plugins}, indent=2))
+
+    def same_dataset(self, snapshot: str) -> None:
+        """Refuse to go on with another dataset; remember which one it is while there are no models.
+
+        Raises:
+            UsageError: if finished steps were made from another one.
+        """
+        require_dataset(self.path, snapshot)
+        home = self.path / DATASET
+        if not home.exists() or read_json(home) != {"snapshot": snapshot}:
+            write_atomically(home, json.dumps({"snapshot": snapshot}))
 
     def _take_over(self, home: Path, config: Mapping[str, Any]) -> None:
         """Go on with the run in the directory; replace its configuration while nothing has come of what changes."""
@@ -117,15 +130,34 @@ class RunDirectory:
         Raises:
             IntegrityError: where it is not.
         """
-        path = self.path / name / file
-        wanted = read_json(self.path / name / "manifest.json").get("files", {}).get(file)
-        if not path.exists() or file_sha256(path) != wanted:
-            raise IntegrityError(
-                "a file of the run is absent or was changed since it was written",
-                where=str(path),
-                fix=f"delete {self.path / name} and run again",
-            )
-        return path
+        return checked_file(self.path / name, file)
+
+
+def checked_file(step: Path, file: str) -> Path:
+    """See :meth:`RunDirectory.checked`; ``step`` is the step's folder."""
+    wanted = read_json(step / "manifest.json").get("files", {}).get(file)
+    if not (step / file).exists() or file_sha256(step / file) != wanted:
+        raise IntegrityError(
+            "a file of the run is absent or was changed since it was written",
+            where=str(step / file),
+            fix=f"delete {step} and run again",
+        )
+    return step / file
+
+
+def require_dataset(run: Path, snapshot: str) -> None:
+    """Raise UsageError if the finished steps of ``run`` were made from another dataset than ``snapshot``.
+
+    Labels and the list of what a teacher was trained on go by example id, and equal ids are other examples in it.
+    """
+    home = run / DATASET
+    before = read_json(home).get("snapshot", snapshot) if home.exists() else snapshot
+    if before != snapshot and any(run.glob("seed-*/*/manifest.json")):
+        raise UsageError(
+            f"the dataset is another one than the one this run was started with: {before} -> {snapshot}",
+            where=str(run),
+            fix="give another --out for the new dataset, or bring the earlier one back",
+        )
 
 
 def config_of(run: Path) -> Path:

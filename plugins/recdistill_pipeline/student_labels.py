@@ -25,11 +25,13 @@ MIXED = "mixed"
 def label_facts(entries: Sequence[LabelVersion], policy: LabelPolicy = LabelPolicy.EXACT) -> dict[str, Any]:
     """What a step's manifest says of its labels; ``mode`` is ``mixed`` where the versions have several."""
     modes, views = ({str(part) for part in parts} for parts in zip(*((e.mode, e.view) for e in entries), strict=True))
+    mode = CaptureMode.LEAKY.value if CaptureMode.LEAKY in modes else next(iter(modes)) if len(modes) == 1 else MIXED
     return {
         "version": ", ".join(entry.version for entry in entries),
         "versions": [entry.version for entry in entries],
         "policy": policy.value,
-        "mode": CaptureMode.LEAKY.value if CaptureMode.LEAKY in modes else modes.pop() if len(modes) == 1 else MIXED,
+        "mode": mode,
+        "modes": sorted(modes),
         "tasks": list(entries[0].tasks),
         "count": sum(entry.count for entry in entries),
         "view": ", ".join(sorted(views)),
@@ -51,6 +53,15 @@ def published_choice(plan: Plan, store: LogitStore, source: SampleSource) -> dic
     return label_facts(_entries(plan, store, source, names), LabelPolicy(plan.config.labels.policy))
 
 
+def require_others(plan: Plan, store: LogitStore, source: SampleSource) -> None:
+    """Find before a teacher is trained that a version of others, which its labels are to be mixed with, is not fit.
+
+    Raises:
+        DataError: if the store lacks one. IntegrityError, LeakError: if one is not fit for this dataset and run.
+    """
+    _entries(plan, store, source, [name for name in plan.config.labels.versions if name != OWN])
+
+
 def published_store(plan: Plan, store: LogitStore) -> LogitStore:
     """The store as ``labels.snapshot`` wants it read.
 
@@ -67,6 +78,23 @@ def published_store(plan: Plan, store: LogitStore) -> LogitStore:
             fix="leave the snapshot out, or use a store that keeps its commits, such as parquet",
         )
     return store.at(wanted)
+
+
+def allowed_labels(plan: Plan, source: SampleSource, store: LogitStore, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of the versions that the students may learn from.
+
+    Args:
+        plan: the run. source: the dataset. store: where the labels are. own: ``labels`` of the teacher step.
+
+    Raises:
+        DataError: if the store lacks a version. IntegrityError, LeakError: if one is not fit for this run.
+    """
+    config = plan.config.labels
+    if not config.own or len(config.versions) <= 1:
+        return dict(own)
+    names = [name for part in config.versions for name in (own["versions"] if part == OWN else [part])]
+    entries = _entries(plan, store, source, list(dict.fromkeys(names)))
+    return label_facts(entries, LabelPolicy(config.policy))
 
 
 def student_labels(
@@ -89,15 +117,11 @@ def student_labels(
         DataError: if the labels cover too little, or the store lacks a version.
         IntegrityError: for labels of another dataset. LeakError: for leaky ones without leave.
     """
-    config = plan.config.labels
-    facts = dict(own)
-    if config.own and len(config.versions) > 1:
-        names = [name for part in config.versions for name in (own["versions"] if part == OWN else [part])]
-        entries = _entries(plan, store, source, list(dict.fromkeys(names)))
-        facts = label_facts(entries, LabelPolicy(config.policy))
+    facts = allowed_labels(plan, source, store, own)
     read = published_store(plan, store)
     keep = chosen_rows(plan, source)
     aligned = align_labels(source, read, choice_of(facts), rows, plan.config.capture.min_coverage, keep)
+    _require_some(read, aligned, rows)
     facts |= {
         "coverage": aligned.covered(rows),
         "by_version": aligned.coverage(rows),
@@ -106,6 +130,20 @@ def student_labels(
     if run is not None and isinstance(store, PinnedStore):
         facts["pin"] = _pin(store, aligned.snapshot, run, plan.config.name)
     return aligned, facts
+
+
+def _require_some(store: LogitStore, aligned: AlignedLabels, rows: tuple[int, int]) -> None:
+    """Raise DataError where no row has a label: a student that learns from none is a raw one under another name."""
+    if any(aligned.covered(rows).values()):
+        return
+    wanted = aligned.choice.versions
+    revoked = [f"{e.version} ({e.revoked})" for e in store.versions() if e.version in wanted and e.revoked]
+    raise DataError(
+        "none of the students' training rows has a label that they may learn from",
+        where=f"versions {', '.join(wanted)}, policy {aligned.choice.policy}; revoked: {', '.join(revoked) or 'none'}",
+        fix="restore the version, name others in labels.versions, or look at labels.policy, labels.examples and "
+        "labels.without",
+    )
 
 
 def _pin(store: PinnedStore, snapshot: str, run: Path, name: str) -> str:

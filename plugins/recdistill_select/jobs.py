@@ -25,7 +25,7 @@ from recdistill_lightning.data import align_labels
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.run import Run
 from recdistill_pipeline.rundir import read_json
-from recdistill_pipeline.student_labels import choice_of, published_store
+from recdistill_pipeline.student_labels import allowed_labels, choice_of, published_store
 from recdistill_select.candidates import raw_student, see
 from recdistill_select.discriminator import DiscriminatorConfig, Verdict, unreliable
 
@@ -173,14 +173,15 @@ def _seen(
 def _labels(
     run: Run, source: SampleSource, rows: tuple[int, int], task: str, seed: int
 ) -> tuple[NDArray[np.float64], str]:
-    """The seed's teacher's raw logits ``[rows]``, NaN without a label, and their version."""
+    """Raw logits ``[rows]`` that the seed's students may learn from, NaN without a label, and their version."""
     if not run.directory.done(f"seed-{seed}/teacher"):
         raise UsageError(
             f"seed {seed} has no teacher yet", where=str(run.directory.path), fix="run 'teacher fit' first"
         )
-    labels = read_json(run.directory.path / f"seed-{seed}/teacher/manifest.json")["labels"]
-    version = labels["version"]
-    signal = align_labels(source, published_store(run.plan, run.store), choice_of(labels), rows).signal
+    own = read_json(run.directory.path / f"seed-{seed}/teacher/manifest.json")["labels"]
+    facts = allowed_labels(run.plan, source, run.store, own)
+    signal = align_labels(source, published_store(run.plan, run.store), choice_of(facts), rows).signal
+    version: str = facts["version"]
     logit = np.where(signal.valid[task].numpy(), signal.logits[task].double().numpy(), np.nan)[slice(*rows)]
     if np.isnan(logit).all():
         raise DataError(

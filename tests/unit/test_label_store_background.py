@@ -94,6 +94,25 @@ def test_what_cannot_be_written_is_told_by_the_next_append_which_takes_nothing(
     assert read(store, [1, 2, 3, 4]) == ([0.125, 0.25, 0.375, 0.5], [True] * 4)
 
 
+def test_a_small_segment_that_cannot_be_written_is_told_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(labels_uncommitted, "LEAST_IN_BACKGROUND", 100)
+    store = ParquetLogitStore(tmp_path, segment_rows=2)
+    writer = open_writer(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(labels_segments.os, "write", full)
+        put(writer, [1, 2])
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                put(writer, [3, 4])
+        assert writer.counts == {"appended": 2, "duplicates": 0, "quarantined": 0}
+    put(writer, [3, 4])
+    assert (writer.commit().count, writer.counts["duplicates"]) == (4, 0)
+    assert read(store, [1, 2, 3, 4]) == ([0.125, 0.25, 0.375, 0.5], [True] * 4)
+
+
 @pytest.mark.parametrize("end", ["abort", "close"])
 def test_abort_waits_for_the_file_and_removes_it(tmp_path: Path, gate: Gate, end: str) -> None:
     writer = open_writer(ParquetLogitStore(tmp_path, segment_rows=2))

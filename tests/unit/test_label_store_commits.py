@@ -209,10 +209,11 @@ def test_a_failed_spill_leaves_no_torn_file(tmp_path: Path, monkeypatch: pytest.
     writer = open_writer(ParquetLogitStore(tmp_path, segment_rows=2))
     with monkeypatch.context() as patch:
         patch.setattr(labels_segments.os, "write", torn)
+        put(writer, [1, 2, 3])  # taken, whatever becomes of the file
         with pytest.raises(OSError, match="No space"):
-            put(writer, [1, 2, 3])
+            put(writer, [4])
     assert segments(tmp_path) == []
-    assert writer.commit().count == 3  # the rows were still pending
+    assert writer.commit().count == 3
 
 
 def test_abort_spares_segments_that_a_failing_commit_made_visible(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from label_store_cases import T, grown, names, open_writer, put, read, segments
 
-from recdistill_core.errors import DataError, UsageError
+from recdistill_core.errors import DataError, LeakError, UsageError
 from recdistill_parquet import labels_compact
 from recdistill_parquet.labels import ParquetLogitStore
 
@@ -50,6 +50,15 @@ def test_writers_go_on_while_a_version_is_compacted(tmp_path: Path) -> None:
     assert writer.commit().count == 63
     assert read(store, [0, 100, 101, 102])[1] == [True] * 4
     assert store.verify()[0].check == "superseded"
+
+
+def test_a_writer_tells_of_a_conflict_where_its_files_are_gone(tmp_path: Path) -> None:
+    store = grown(tmp_path)
+    writer = open_writer(store)
+    store.compact("v1")
+    store.gc(0.0)
+    with pytest.raises(LeakError, match=r"example 3 already has another label .*\n.*the first: logit_click 0.375"):
+        put(writer, [3], [9.0])
 
 
 def test_of_two_compactions_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
