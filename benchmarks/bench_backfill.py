@@ -21,9 +21,10 @@ from reporting import arguments, show
 from recdistill_core.config import make
 from recdistill_core.registry import installed
 from recdistill_parquet.labels import ParquetLogitStore
-from recdistill_pipeline.backfill import TeacherOfRun, backfill
+from recdistill_pipeline.backfill import backfill
 from recdistill_pipeline.plan import make_plan
 from recdistill_pipeline.run import Run
+from recdistill_pipeline.teacher_of_run import TeacherOfRun
 
 IMPRESSIONS, BLOCK = 60_000, 2_000
 CONFIG = {

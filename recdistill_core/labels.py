@@ -122,6 +122,7 @@ class LabelChoice:
     policy: LabelPolicy = LabelPolicy.EXACT
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", LabelPolicy(self.policy))  # a name will do; ValueError lists them
         if not self.versions or len(set(self.versions)) != len(self.versions):
             raise ValueError(f"versions must be distinct, at least one, got {list(self.versions)}")
         if self.policy == LabelPolicy.EXACT and len(self.versions) != 1:

@@ -90,8 +90,8 @@ class LogitCapture(L.Callback):
         plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in schedule]
         self.version = digest([start, snapshot, seed, self.warmup_steps, self.facts, plain]) + start[:16]
         facts = {"dataset": snapshot, "seed": seed, "teacher_at_start": start, **self._until(trainer), **self.facts}
+        self._again = require_not_revoked(self.store, self.version)
         self.committed = committed(self.store, self.version, CaptureMode.PREQUENTIAL, facts) if self.resume else None
-        self._again = is_there(self.store, self.version)
         if self.committed is None:
             self._writer = self.store.writer(
                 self.version, tasks=list(pl_module.objectives), mode=CaptureMode.PREQUENTIAL, view=view, facts=facts
@@ -177,9 +177,20 @@ def committed(store: LogitStore, version: str, mode: CaptureMode, facts: Mapping
     return next((entry for entry in found if dict(entry.facts) == plain), None)
 
 
-def is_there(store: LogitStore, version: str) -> bool:
-    """Whether anything was committed under this version."""
-    return any(entry.version == version for entry in store.versions())
+def require_not_revoked(store: LogitStore, version: str) -> bool:
+    """Whether anything was committed under this version.
+
+    Raises:
+        UsageError: if it was revoked: the same teacher would be trained again for labels that nobody is to see.
+    """
+    entry = next((entry for entry in store.versions() if entry.version == version), None)
+    if entry is not None and entry.revoked:
+        raise UsageError(
+            f"labels of version {version!r}, which this teacher would make again, are revoked: {entry.revoked}",
+            where="logit store",
+            fix="restore them, use another store, or change what makes the labels: data, schedule, seed or facts",
+        )
+    return entry is not None
 
 
 @contextmanager

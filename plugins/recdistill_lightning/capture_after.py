@@ -12,7 +12,7 @@ import torch
 from recdistill_core.batch import Batch
 from recdistill_core.errors import LeakError, UsageError
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore, SampleSource
-from recdistill_lightning.capture import committed, is_there, told_what_to_do
+from recdistill_lightning.capture import committed, require_not_revoked, told_what_to_do
 from recdistill_lightning.modules import TeacherModule
 from recdistill_lightning.trained import TrainedExamples
 
@@ -47,10 +47,11 @@ def capture_after_training(
 
     Raises:
         LeakError: for an example whose label has reached the teacher, without ``allow_leaky``; nothing is written.
-        UsageError: without ``source``, for a teacher that reads histories.
+        UsageError: without ``source``, for a teacher that reads histories; if the version's labels are revoked.
     """
     version = module.teacher.fingerprint()
     mode = CaptureMode.LEAKY if allow_leaky else CaptureMode.OUT_OF_FOLD
+    again = require_not_revoked(store, version)
     earlier = committed(store, version, mode, facts) if resume else None
     if earlier is not None:
         return earlier
@@ -59,7 +60,6 @@ def capture_after_training(
         known.add(trained.ids())
     if not allow_leaky:
         known = _all_reached(module, known, source)
-    again = is_there(store, version)
     writer = store.writer(version, tasks=list(module.objectives), mode=mode, view=view, facts=facts)
     try:
         for batch in batches:

@@ -124,7 +124,7 @@ class DistillationDataModule(L.LightningDataModule):
         keep: ``[rows of the dataset]`` bool: which rows are trained on, such as all but a fold; None: all of ``train``.
         test: row positions for validation, testing and prediction, read in strict time order.
         history: how much history each row needs; ``module.history`` of a teacher or student.
-        labels: teacher labels of all rows of the dataset (see :func:`read_labels`), or None.
+        labels: teacher labels of all rows of the dataset (see :func:`read_labels`, :func:`align_labels`), or None.
         seed: of the order inside windows.
     """
 
@@ -139,10 +139,11 @@ class DistillationDataModule(L.LightningDataModule):
         keep: NDArray[np.bool_] | None = None,
         test: tuple[int, int] | None = None,
         history: HistoryWindow | None = None,
-        labels: TeacherSignal | None = None,
+        labels: TeacherSignal | AlignedLabels | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        labels = labels.signal if isinstance(labels, AlignedLabels) else labels
         self.source, self.order, self.seed = source, order or ReadOrder(), seed
         start, stop = train or (0, source.num_rows)
         stream = stop if stream_from is None else min(max(stream_from, start), stop)

@@ -123,6 +123,12 @@ def read_manifest(root: Path) -> Manifest:
 def _parse(path: Path) -> Manifest:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(plain, dict) and "config_digest" in plain:
+            raise DataError(
+                f"{path.parent} is a run directory, not a dataset",
+                where=str(path),
+                fix=f"give {path.parent / 'dataset'}, or the dataset.path of its config.yaml",
+            )
         kind, version = plain["format"], plain["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"the manifest cannot be read: {error!r}", where=str(path), fix=_REIMPORT) from error

@@ -120,7 +120,8 @@ class ParquetLogitStore(LogitStore):
             since: only labels scored at this time or later, ms since the epoch, UTC; None: all.
 
         Raises:
-            DataError: if the store has no such version. UsageError: without a reason, or if it is revoked already.
+            DataError: if the store has no such version.
+            UsageError: without a reason, if it is revoked already, or if no label is that late.
         """
         if not reason.strip():
             raise UsageError(f"revoking version {version!r} needs a reason", fix="say what is wrong with its labels")
@@ -128,10 +129,17 @@ class ParquetLogitStore(LogitStore):
         def change(state: State) -> dict[str, Any]:
             old = state.require(version, str(self.path))
             if old.revoked is not None:
+                part = "" if old.revoked.since is None else f" since {old.revoked.since} ms"
                 raise UsageError(
-                    f"version {version!r} is revoked already: {old.revoked.reason}",
+                    f"version {version!r} is revoked already{part}: {old.revoked.reason}",
                     where=str(self.path),
                     fix="restore it first, to revoke another part of it",
+                )
+            if since is not None and since > max((segment.last_at for segment in old.segments), default=since):
+                raise UsageError(
+                    f"no label of version {version!r} was scored at {since} ms or later: nothing would be revoked",
+                    where=str(self.path),
+                    fix="give an earlier time; 'recdistill labels inspect' shows when labels were scored",
                 )
             return {"do": "revoke", "version": version, "since": since, "at": _now(), "reason": reason}
 

@@ -68,8 +68,25 @@ def read_head(store: Path) -> Head:
 @lru_cache
 def _head(text: bytes, path: Path) -> Head:
     """What a manifest says; the store looks at it in every read, and it seldom changes."""
+    _require_own(text, path.parent)
     plain = checked(text, path, "the label store's manifest")
     return Head(int(plain["number"]), str(plain["id"]))
+
+
+def _require_own(text: bytes, folder: Path) -> None:
+    """Raise DataError where the manifest is that of a run or of a dataset, in which people look for labels."""
+    try:
+        names = set(json.loads(text))
+    except (ValueError, TypeError):
+        return
+    for sign, kind in (("config_digest", "run directory"), ("time_range", "dataset")):
+        if sign in names and "format_version" not in names:
+            inside = folder / "labels"
+            raise DataError(
+                f"this is a {kind}, not a label store",
+                where=str(folder),
+                fix=f"give {inside}" if inside.is_dir() else "give the directory that labels were written to",
+            )
 
 
 def write_head(store: Path, head: Head) -> None:
@@ -129,8 +146,9 @@ def find_snapshot(store: Path, snapshot: str) -> Head:
         if (id := _entry(store, number)[1]).startswith(snapshot)
     ]
     if len(snapshot) < 8 or len(found) != 1:
+        told = f"the label store has {'more than one' if found else 'no'} snapshot {snapshot!r}"
         raise DataError(
-            f"the label store has {'no' if not found else 'more than one'} snapshot {snapshot!r}",
+            told if len(snapshot) >= 8 else f"{snapshot!r} has too few digits to name a snapshot",
             where=str(store),
             fix="name a snapshot that 'recdistill labels log' lists, by 8 digits of its id or more",
         )

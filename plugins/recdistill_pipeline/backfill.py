@@ -5,42 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recdistill_core.component import BuildContext
-from recdistill_core.config import load_yaml, make
 from recdistill_core.engine import Engine
 from recdistill_core.errors import DataError, IntegrityError, LeakError, UsageError
-from recdistill_core.interfaces import (
-    CaptureMode,
-    HistoryWindow,
-    LabelVersion,
-    LogitStore,
-    SampleSource,
-    Teacher,
-    TrainableTeacher,
-)
+from recdistill_core.interfaces import CaptureMode, HistoryWindow, LabelVersion, SampleSource, TrainableTeacher
 from recdistill_core.label_choice import unlabelled
-from recdistill_core.registry import installed
-from recdistill_lightning.trained import TrainedExamples
-from recdistill_pipeline.fit import label_notes
 from recdistill_pipeline.label import score_batch, with_scores
-from recdistill_pipeline.models import build_teacher
-from recdistill_pipeline.plan import Plan, make_plan
-from recdistill_pipeline.rundir import (
-    RunDirectory,
-    checked_file,
-    config_of,
-    read_json,
-    require_dataset,
-    trained_here,
-)
+from recdistill_pipeline.rundir import read_json
 from recdistill_pipeline.scoring import rows_by_user
+from recdistill_pipeline.teacher_of_run import TeacherOfRun
 
 Progress = Callable[[int, int], None]
 
@@ -64,100 +41,6 @@ class Filled:
     unscored: int
     blocks: int
     snapshot: str
-
-
-@dataclass(frozen=True)
-class TeacherOfRun:
-    """A teacher as a finished step of a run left it, its dataset and its store; small enough to be sent anywhere.
-
-    Attributes:
-        run: the run directory, where every worker finds it. seed: of the step. step: ``teacher``, or a copy of it.
-    """
-
-    run: Path
-    seed: int
-    step: str = "teacher"
-
-    @property
-    def name(self) -> str:
-        """The step's place in the run directory."""
-        return f"seed-{self.seed}/{self.step}"
-
-    @classmethod
-    def of(cls, run: Path, seed: int | None = None, step: str = "teacher") -> TeacherOfRun:
-        """The teacher of a run, by default of its first seed.
-
-        Raises:
-            UsageError: if this is no run, or it has no such finished step.
-        """
-        config_of(run)
-        run = run.absolute()  # a worker may have another working directory
-        found = cls(run, seed or 0, step)
-        if seed is None:
-            found = cls(run, found.plan().config.seeds[0], step)
-        if not (run / found.name / "manifest.json").exists():
-            steps = sorted(path.parent for path in run.glob("seed-*/teacher*/manifest.json"))
-            raise UsageError(
-                f"the run has no finished step {found.name}",
-                where=f"{run}; it has {', '.join(str(path.relative_to(run)) for path in steps) or 'none'}",
-                fix="name the seed and the step of a teacher that is there, or run 'teacher fit' first",
-            )
-        return found
-
-    def plan(self) -> Plan:
-        """The run's configuration."""
-        return make_plan(load_yaml(config_of(self.run)), installed())
-
-    def dataset(self, plan: Plan) -> SampleSource:
-        """The run's dataset."""
-        path = Path(plan.config.dataset.path or self.run / "dataset")
-        source: SampleSource = make(installed(), "source", {**plan.config.dataset.source, "path": str(path)})
-        require_dataset(self.run, source.snapshot_id)
-        return source
-
-    def store(self, plan: Plan) -> LogitStore:
-        """The run's store."""
-        store: LogitStore = make(installed(), "store", {"path": str(self.run / "labels"), **plan.config.store})
-        return store
-
-    def teacher(self, plan: Plan, source: SampleSource) -> Teacher:
-        """The teacher with the weights that it had at the end of the step, or one that is not trained here."""
-        built: Teacher = plan.teacher.build(BuildContext(source.schema, plan.config.all_tasks(), source))
-        if not isinstance(built, TrainableTeacher):
-            return built
-        if self._trained_on() is None:
-            raise UsageError(
-                f"the run trained no {plan.teacher.name}: the labels of step {self.name} came from elsewhere",
-                where=str(self.run),
-                fix="name a run that trained its teacher",
-            )
-        directory = RunDirectory(self.run, plan.resolved(), plan.third_party())
-        weights = directory.checked(self.name, "model.safetensors")
-        return build_teacher(plan, source.schema, self.seed, weights).teacher.eval()
-
-    def reached(self, source: SampleSource, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """``[R]``: whether the label of a row can have reached the teacher.
-
-        Raises:
-            IntegrityError: if the list of what the teacher was trained on is gone or was changed.
-        """
-        trained = self._trained_on()
-        return np.zeros(rows.shape, np.bool_) if trained is None else trained.reached(source, rows)
-
-    def facts(self, plan: Plan, source: SampleSource) -> dict[str, Any]:
-        """Notes for the labels' version."""
-        trained = self._trained_on()
-        if trained is None:
-            return {"dataset": source.snapshot_id, "teacher": plan.teacher.plain()}
-        until = trained.until(source)
-        return {"dataset": source.snapshot_id, "seed": self.seed, "trained_until": until, **label_notes(plan)}
-
-    def _trained_on(self) -> TrainedExamples | None:
-        """What the teacher was trained on; None for one that was not trained here."""
-        step = self.run / self.name
-        if not trained_here(read_json(step / "manifest.json")):
-            return None
-        return TrainedExamples.load(checked_file(step, "trained_on.npy"))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from recdistill_core.cli import JsonOption, emit
-from recdistill_core.console import progress_bar
+from recdistill_core.console import messages, progress_bar
+from recdistill_core.errors import UsageError
 from recdistill_pipeline.commands import RunArgument, settings_of
 
 
@@ -46,10 +47,10 @@ def backfill(
 
     from recdistill_core.config import make
     from recdistill_core.registry import installed
-    from recdistill_pipeline.backfill import TeacherOfRun
     from recdistill_pipeline.backfill import backfill as fill
     from recdistill_pipeline.dataset import row_of
     from recdistill_pipeline.student_labels import read_example_ids
+    from recdistill_pipeline.teacher_of_run import TeacherOfRun
 
     teacher = TeacherOfRun.of(run, seed, step)
     source = teacher.dataset(teacher.plan())
@@ -57,16 +58,26 @@ def backfill(
     if examples is not None:
         wanted = read_example_ids(examples, "--examples")
         rows = rows[np.isin(source.column("example_id")[rows], wanted)]
-    with progress_bar() as tell:
-        found = fill(
-            teacher,
-            make(installed(), "engine", {"name": engine, **settings_of(settings)}),
-            versions=version or (),
-            rows=rows,
-            allow_leaky=allow_leaky,
-            block_rows=block_rows,
-            progress=partial(tell, "blocks"),
+    if not rows.size:
+        raise UsageError(
+            "no row of the dataset lies between --since and --until, or none of them is among the examples",
+            where=str(run),
+            fix="widen the bounds",
         )
+    try:
+        with progress_bar() as tell:
+            found = fill(
+                teacher,
+                make(installed(), "engine", {"name": engine, **settings_of(settings)}),
+                versions=version or (),
+                rows=rows,
+                allow_leaky=allow_leaky,
+                block_rows=block_rows,
+                progress=partial(tell, "blocks"),
+            )
+    except KeyboardInterrupt:
+        messages().print("interrupted: finished blocks are committed, and the same command does the rest")
+        raise
 
     def render(console: Console) -> None:
         console.print(f"{found.added:,} labels of version {found.version} ({found.mode}) in {found.blocks} blocks")

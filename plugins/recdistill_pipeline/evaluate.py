@@ -22,7 +22,7 @@ from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here
 from recdistill_pipeline.scoring import cost, score_rows
 from recdistill_pipeline.statistics import transferability
-from recdistill_pipeline.student_labels import published_store
+from recdistill_pipeline.student_labels import as_it_was
 
 Floats = NDArray[np.float64]
 BOOTSTRAP_SEED = 20_240_229
@@ -71,7 +71,7 @@ def predict(
         trained = trained_here(teacher)
         if not trained:
             rows = split.test[0] + np.flatnonzero(seen)
-            found = teacher_logits(published_store(plan, store), teacher["labels"], task, source, rows)
+            found = teacher_logits(as_it_was(store, teacher["labels"]), teacher["labels"], task, source, rows)
             logits.setdefault("teacher", []).append(found)
             costs.setdefault("teacher", UNKNOWN_COST)
             _keep(run.path / "predictions" / f"seed-{seed}-teacher.parquet", source, split, seen, found)

@@ -15,15 +15,18 @@ from recdistill_core.component import BuildContext
 from recdistill_core.errors import DataError
 from recdistill_core.interfaces import LogitStore, SampleSource, Teacher, TrainableTeacher
 from recdistill_core.label_choice import choose_labels
+from recdistill_core.labels import PinnedStore
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.label import label_rows
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.runconfig import CaptureConfig, TeacherTrainingConfig
 from recdistill_pipeline.student_labels import (
     allowed_labels,
+    as_it_was,
     choice_of,
     chosen_rows,
     label_facts,
+    pin_for,
     published_choice,
     published_store,
 )
@@ -62,10 +65,12 @@ def label_teacher(
     seed: int,
     say: Callable[[str], None],
     out: Path,
+    run: Path | None = None,
 ) -> dict[str, Any]:
     """Leave the teacher's labels in the store; returns the step's facts. A row that has its label is not scored again.
 
-    Where the configuration chooses examples, the teacher is asked about these and the test rows alone.
+    Where the configuration chooses examples, the teacher is asked about these and the test rows alone. The commit that
+    holds the labels is pinned in the name of ``run``.
 
     Raises:
         DataError: if the labels cover too little of the students' rows, or not all test rows that are evaluated.
@@ -91,7 +96,7 @@ def label_teacher(
     if found.unscored:
         shown = ", ".join(map(str, found.unscored_examples))
         say(f"{plan.teacher.name} has no score for {found.unscored:,} of {found.rows:,} rows: examples {shown}, ...")
-    step = _step(plan, source, split, store, seed, say, label_facts([found.version]))
+    step = _step(plan, source, split, store, seed, say, label_facts([found.version]), run)
     step["description"] = {**_described(teacher), "labelled": counts, **step["description"]}
     return step
 
@@ -104,6 +109,7 @@ def read_published(
     seed: int,
     say: Callable[[str], None],
     out: Path,
+    run: Path | None = None,
 ) -> dict[str, Any]:
     """The step of a run whose students learn from versions that others have put into the store.
 
@@ -111,7 +117,7 @@ def read_published(
         DataError: as :func:`label_teacher`. IntegrityError, LeakError: if a version is not fit for this run.
     """
     facts = published_choice(plan, store, source)
-    return _step(plan, source, split, published_store(plan, store), seed, say, facts)
+    return _step(plan, source, split, published_store(plan, store), seed, say, facts, run)
 
 
 def teacher_logits(
@@ -129,7 +135,8 @@ def teacher_logits(
         raise DataError(
             f"the teacher has no score of task {task!r} for {int(absent.sum()):,} of {absent.size:,} test rows",
             where=f"example {int(ids[absent][0])}",
-            fix="give it scores for all test rows, or bound them with split.test_from and split.test_until",
+            fix="give it scores for all test rows (a teacher of a run does it with 'labels backfill'), or bound them "
+            "with split.test_from and split.test_until",
         )
     return signal.logits[task].double().numpy()
 
@@ -147,13 +154,18 @@ def _step(
     seed: int,
     say: Callable[[str], None],
     labels: dict[str, Any],
+    run: Path | None,
 ) -> dict[str, Any]:
     """Facts of a teacher step without training; whatever would stop the run later stops it here."""
+    kept: dict[str, Any] = {"store": store.snapshot_id()} if isinstance(store, PinnedStore) else {}
+    store = as_it_was(store, kept)
     _require_coverage(plan, source, split, store, labels)
+    if run is not None and isinstance(store, PinnedStore):
+        kept["pin"] = pin_for(store, kept["store"], run, plan.config.name)
     return {
         "kind": "teacher",
         "seed": seed,
-        "labels": labels,
+        "labels": {**labels, **kept},
         "fingerprint": labels["version"],
         "description": {"compared": _compared(plan, source, split, store, labels, say)},
         "debiasers": {},

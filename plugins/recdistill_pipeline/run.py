@@ -116,7 +116,7 @@ class Run:
             self.say(f"labels are read, no teacher is trained; without effect: {', '.join(idle)}")
         for seed in seeds:
             work = partial(read_published, self.plan, source, split, self.store, seed, self.say)
-            self.directory.step(f"seed-{seed}/teacher", work)
+            self.directory.step(f"seed-{seed}/teacher", partial(work, run=self.directory.path))
 
     def _ask(self, teacher: Teacher, source: SampleSource, split: Split, seeds: Sequence[int]) -> None:
         """Label with a teacher that is the same for every seed; the rows are scored once."""
@@ -126,7 +126,7 @@ class Run:
         self.say(f"asking teacher {self.plan.teacher.name} for its scores")
         for seed in seeds:
             work = partial(label_teacher, self.plan, teacher, source, split, self.store, seed, self.say)
-            self.directory.step(f"seed-{seed}/teacher", work)
+            self.directory.step(f"seed-{seed}/teacher", partial(work, run=self.directory.path))
 
     def students(self) -> None:
         """Train every student raw and distilled, per seed."""
@@ -147,8 +147,12 @@ class Run:
         name = f"seed-{seed}/{label}-{kind}"
         if not self.directory.done(name):
             self.say(f"{kind} student {label}, seed {seed}: {split.student[1] - split.student[0]:,} rows")
+        fresh = not self.directory.done(name)
         work = partial(fit_student, self.plan, label, source, split, self.store, teacher, seed)
-        self.directory.step(name, partial(work, run=self.directory.path))
+        labels = self.directory.step(name, partial(work, run=self.directory.path))["labels"]
+        if fresh and labels and min(labels["coverage"].values()) < 1.0:
+            shares = ", ".join(f"{share:.1%} of its rows (task {task})" for task, share in labels["coverage"].items())
+            self.say(f"{label}, seed {seed}, had labels for {shares}, and outcomes alone elsewhere")
 
     def evaluate(self) -> dict[str, Any]:
         """Score, measure, export and report; writes exports, metrics.json, manifest.json, summary.md and plots."""

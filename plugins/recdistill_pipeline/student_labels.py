@@ -128,8 +128,13 @@ def student_labels(
         "store": aligned.snapshot,
     }
     if run is not None and isinstance(store, PinnedStore):
-        facts["pin"] = _pin(store, aligned.snapshot, run, plan.config.name)
+        facts["pin"] = pin_for(store, aligned.snapshot, run, plan.config.name)
     return aligned, facts
+
+
+def as_it_was(store: LogitStore, labels: Mapping[str, Any]) -> LogitStore:
+    """The store at the commit that a step's ``labels`` name, so that what is measured again stays what it was."""
+    return store.at(labels["store"]) if "store" in labels and isinstance(store, PinnedStore) else store
 
 
 def _require_some(store: LogitStore, aligned: AlignedLabels, rows: tuple[int, int]) -> None:
@@ -146,7 +151,7 @@ def _require_some(store: LogitStore, aligned: AlignedLabels, rows: tuple[int, in
     )
 
 
-def _pin(store: PinnedStore, snapshot: str, run: Path, name: str) -> str:
+def pin_for(store: PinnedStore, snapshot: str, run: Path, name: str) -> str:
     """Keep the snapshot for as long as the run is there; returns the pin's name."""
     pin = f"run-{digest([str(run.resolve())])[:12]}-{snapshot[:12]}"
     kept = store.at(snapshot)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from recdistill_core.errors import LeakError
+from recdistill_core.errors import LeakError, UsageError
 from recdistill_core.label_choice import unlabelled
 from recdistill_core.labels import CaptureMode, LabelChoice
 from recdistill_parquet.labels import ParquetLogitStore
@@ -168,6 +168,10 @@ class Machine(RuleBasedStateMachine):
     def revoke(self, version: str, back: int) -> None:
         if version in self.committed and version not in self.revoked:
             since = self.time - back
+            if since > max(at for _, at in self.committed[version].values()):
+                with pytest.raises(UsageError, match="nothing would be revoked"):
+                    self.store.revoke(version, reason="because", since=since)
+                return
             self.store.revoke(version, reason="because", since=since)
             self.revoked[version] = since
 

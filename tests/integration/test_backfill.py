@@ -20,7 +20,8 @@ from recdistill_core.interfaces import CaptureMode
 from recdistill_lightning import TrainedExamples
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
-from recdistill_pipeline.backfill import Filled, TeacherOfRun, backfill
+from recdistill_pipeline.backfill import Filled, backfill
+from recdistill_pipeline.teacher_of_run import TeacherOfRun
 
 QUICK: dict[str, Any] = {"students": ["mlp"], "seeds": [1]}
 #: Trained on rows 750 to 2250, so that earlier and later rows have no label.
@@ -203,7 +204,22 @@ def test_the_verb_says_what_it_did_and_what_it_left(
     assert answer(recdistill(*words, "--json"))["added"] > 0
     code, out, _ = recdistill(*words, "--since", "90%")
     assert (code, "every row has a label" in out) == (0, True)
+    refused(
+        recdistill(*words, "--since", "80%", "--until", "70%", "--json"), "UsageError", "no row of the dataset lies"
+    )
     refused(recdistill(*words, "--since", "soon", "--json"), "UsageError", "'soon' is no time", "--since")
     refused(recdistill(*words, "--seed", 9, "--json"), "UsageError", "no finished step seed-9/teacher")
     refused(recdistill(*words, "--engine", "nobody", "--json"), "PluginError", "nobody")
     refused(recdistill(*words, "warp=9", "--json"), "ConfigError", "warp")
+
+
+def test_an_interrupted_verb_says_what_to_do(recdistill: Verb, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recdistill_pipeline import backfill as module
+
+    def stopped(*arguments: Any, **settings: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "backfill", stopped)
+    code, _, err = recdistill("labels", "backfill", trained)
+    assert code == 130
+    assert "finished blocks are committed, and the same command does the rest" in " ".join(err.split())

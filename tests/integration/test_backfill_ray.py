@@ -20,7 +20,8 @@ from recdistill_core.config import make
 from recdistill_core.engine import Engine, Job
 from recdistill_core.registry import installed
 from recdistill_parquet.labels import ParquetLogitStore
-from recdistill_pipeline.backfill import Filled, TeacherOfRun, backfill
+from recdistill_pipeline.backfill import Filled, backfill
+from recdistill_pipeline.teacher_of_run import TeacherOfRun
 
 pytestmark = pytest.mark.slow
 BLOCK = 150

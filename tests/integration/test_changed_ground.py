@@ -21,7 +21,8 @@ from recdistill_core.interfaces import CaptureMode
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.dataset_writer import write_dataset
 from recdistill_parquet.labels import ParquetLogitStore
-from recdistill_pipeline.backfill import TeacherOfRun, backfill
+from recdistill_pipeline.backfill import backfill
+from recdistill_pipeline.teacher_of_run import TeacherOfRun
 from recdistill_select.jobs import judge
 
 QUICK: dict[str, Any] = {"students": ["mlp"], "seeds": [1]}

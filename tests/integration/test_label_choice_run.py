@@ -303,6 +303,36 @@ def test_the_snapshot_that_a_student_read_is_pinned_and_can_be_read_again(
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+def test_a_finished_run_is_measured_against_the_labels_that_it_was_made_with(
+    feed: ParquetSource, feed_path: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "labels"
+    publish(home, feed, "theirs", slice(None), 0.5)
+    plain = config(feed_path, **QUICK, store={"path": str(home)}, labels={"versions": ["theirs"]})
+    before = run_of(tmp_path / "out", plain).all()
+    store = ParquetLogitStore(home)
+    facts = manifest(tmp_path / "out", "teacher")["labels"]
+    assert facts["store"] == store.snapshot_id()
+    assert facts["pin"] in {pin.name for pin in store.pins()}
+    store.revoke("theirs", reason="a bad snapshot")
+    assert run_of(tmp_path / "out", plain).evaluate()["eta"] == before["eta"]
+
+
+def test_a_run_says_what_share_of_its_rows_has_labels(feed_path: Path, tmp_path: Path) -> None:
+    chosen = write_ids(tmp_path / "chosen.parquet", np.arange(0, 900))
+    said: list[str] = []
+    run = run_of(tmp_path / "out", config(feed_path, **QUICK, labels={"examples": chosen}), said.append)
+    run.teachers()
+    run.students()
+    assert "mlp, seed 1, had labels for 40.0% of its rows (task click), and outcomes alone elsewhere" in said
+    ParquetLogitStore(tmp_path / "out/labels").revoke(
+        manifest(tmp_path / "out", "teacher")["labels"]["version"], reason="a bad snapshot"
+    )
+    plain = config(feed_path, **QUICK, store={"path": str(tmp_path / "out/labels")})
+    with pytest.raises(UsageError, match="which this teacher would make again, are revoked: a bad snapshot"):
+        run_of(tmp_path / "again", plain).teachers()
+
+
 @pytest.mark.parametrize(
     ("section", "settings", "text"),
     [

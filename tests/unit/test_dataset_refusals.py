@@ -15,6 +15,7 @@ from dataset_cases import START, at, impressions, log, of, words
 from recdistill_core.errors import DataError, UsageError
 from recdistill_core.rawlog import HistoryRate, RawCategorical, RawNumeric
 from recdistill_core.schema import KeepRates
+from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.dataset_writer import write_dataset
 
 NUMERIC = (RawNumeric("price"),)
@@ -204,3 +205,9 @@ def test_an_error_of_the_importer_passes_and_leaves_nothing(tmp_path: Path) -> N
     with pytest.raises(DataError, match="file 2 is torn"):
         write_dataset(replace(log(), impressions=broken), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_directory_is_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"config_digest": "x", "format": 1}')
+    with pytest.raises(DataError, match=r"is a run directory, not a dataset\n.*\n  to do: give .*dataset"):
+        ParquetSource(tmp_path)

@@ -101,6 +101,9 @@ def test_choices_that_mean_nothing_are_refused(tmp_path: Path) -> None:
         LabelChoice(())
     with pytest.raises(ValueError, match=r"versions must be distinct, at least one, got \['a', 'a'\]"):
         LabelChoice(("a", "a"), ANY)
+    assert LabelChoice(("a", "b"), "any_of").policy is LabelPolicy.ANY_OF  # type: ignore[arg-type]  # a name will do
+    with pytest.raises(ValueError, match="'anyof' is not a valid LabelPolicy"):
+        LabelChoice(("a", "b"), "anyof")  # type: ignore[arg-type]  # no policy
     with pytest.raises(ValueError, match=r"the policy 'exact' takes one version, got \['a', 'b'\]"):
         LabelChoice(("a", "b"))
     store = several(tmp_path, {"a": 1, "c": "soon"})

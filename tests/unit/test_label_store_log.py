@@ -59,8 +59,12 @@ def test_log_says_who_did_what_when(tmp_path: Path) -> None:
 
 def test_unknown_snapshots_are_named(tmp_path: Path) -> None:
     store = grown(tmp_path, 2)
-    for name in ("0123456789", store.snapshot_id()[:7]):
-        with pytest.raises(DataError, match=f"the label store has no|more than one snapshot '{name}'") as caught:
+    short = store.snapshot_id()[:7]
+    for name, text in (
+        ("0123456789", "the label store has no snapshot '0123456789'"),
+        (short, f"'{short}' has too few digits to name a snapshot"),
+    ):
+        with pytest.raises(DataError, match=text) as caught:
             store.at(name)
         assert "name a snapshot that 'recdistill labels log' lists, by 8 digits of its id or more" in str(caught.value)
 
@@ -311,3 +315,22 @@ def test_a_clock_that_jumps_back_changes_nothing(tmp_path: Path, monkeypatch: py
     assert [entry["at"] for entry in store.log()][-1] == 1000
     assert read(ParquetLogitStore(tmp_path), [0, 1, 7])[1] == [True] * 3
     assert json.loads((tmp_path / "manifest.json").read_text())["number"] == 3
+
+
+def test_a_revocation_that_hides_nothing_is_refused(tmp_path: Path) -> None:
+    store = grown(tmp_path, 3)
+    with pytest.raises(UsageError, match=f"no label of version 'v1' was scored at {T + 3} ms or later"):
+        store.revoke("v1", reason="x", since=T + 3)
+    store.revoke("v1", reason="x", since=T + 2)
+    with pytest.raises(UsageError, match=f"is revoked already since {T + 2} ms: x"):
+        store.revoke("v1", reason="y", since=T + 1)
+
+
+@pytest.mark.parametrize(("sign", "kind"), [("config_digest", "run directory"), ("time_range", "dataset")])
+def test_other_directories_are_told_apart_from_a_damaged_store(sign: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({sign: "x", "format": 1}))
+    with pytest.raises(DataError, match=f"this is a {kind}, not a label store"):
+        ParquetLogitStore(tmp_path).versions()
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(DataError, match=f"to do: give {tmp_path / 'labels'}"):
+        ParquetLogitStore(tmp_path).versions()
