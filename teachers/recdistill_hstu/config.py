@@ -25,6 +25,9 @@ class HSTUConfig:
         attend_recent: most of the newest events that a token attends to, >= 0; 0: all that it sees (``K1`` of
             ULTRA-HSTU's semi-local mask).
         attend_oldest: how many of the oldest events it attends to besides, >= 0; needs ``attend_recent`` (``K2``).
+        stochastic_length: ``alpha`` of HSTU's stochastic length, in (1, 2]: in training long histories are thinned at
+            random, so that attention costs ``max_length ** alpha``; 0: never. Logits that are captured while training
+            come from thinned histories then.
         attention: ``silu`` (the paper) or ``softmax``.
         backend: ``auto``, ``reference`` (slow, for tests), ``chunked`` (any device) or ``xformers`` (softmax without
             biases, CUDA).
@@ -49,6 +52,7 @@ class HSTUConfig:
     history_stride: int = 64
     attend_recent: int = 0
     attend_oldest: int = 0
+    stochastic_length: float = 0.0
     attention: str = "silu"
     backend: str = "auto"
     position_bias: bool = True
@@ -76,6 +80,8 @@ class HSTUConfig:
             raise ValueError(
                 f"history_stride must lie in [1, max_length = {self.max_length}], got {self.history_stride}"
             )
+        if self.stochastic_length and not 1.0 < self.stochastic_length <= 2.0:
+            raise ValueError(f"stochastic_length must be 0 or lie in (1, 2], got {self.stochastic_length}")
         if self.attend_oldest and not self.attend_recent:
             raise ValueError(
                 f"attend_oldest needs attend_recent, without which all events are attended to; got {self.attend_oldest}"

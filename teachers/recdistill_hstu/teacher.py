@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.head import ScoringHead
 from recdistill_hstu.layer import HSTULayer
 from recdistill_hstu.layout import Layout, Span
+from recdistill_hstu.stochastic import stochastic_length
 from recdistill_hstu.tokens import TokenEmbedding
 
 
@@ -66,6 +68,10 @@ class HSTUTeacher(TrainableTeacher):
                 where="Batch.history.offsets",
                 fix="ask the source for batches with teacher.history, or raise max_length",
             )
+        if self.training and self.config.stochastic_length and batch.history is not None:
+            thinned = stochastic_length(batch.history, self.config.max_length, self.config.stochastic_length)
+            batch = replace(batch, history=thinned)
+            layout = Layout.of(batch, layout.span)
         events, token, newest = self._transduce(batch, layout)
         padded = torch.cat([events, events.new_zeros(1, events.shape[1])])  # the last for a row that sees no event
         return Scores(self.head(token, padded.index_select(0, newest), batch.categorical, batch.numeric))

@@ -66,6 +66,8 @@ def test_hook_module_imports_no_torch() -> None:
         ({"cross_rank": -2}, "cross_rank must be at least 0, got -2"),
         ({"width": 30, "heads": 4}, "width must be a multiple of heads, got width 30 and heads 4"),
         ({"dropout": 1.0}, "dropout must lie in [0, 1), got 1.0"),
+        ({"stochastic_length": 1.0}, "stochastic_length must be 0 or lie in (1, 2], got 1.0"),
+        ({"stochastic_length": 2.5}, "stochastic_length must be 0 or lie in (1, 2], got 2.5"),
         ({"attend_recent": -1}, "attend_recent must be at least 0, got -1"),
         ({"attend_oldest": 4}, "attend_oldest needs attend_recent, without which all events are attended to; got 4"),
         ({"history_stride": 0}, "history_stride must lie in [1, max_length = 256], got 0"),
