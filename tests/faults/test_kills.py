@@ -26,6 +26,8 @@ from recdistill_parquet.labels_writer import ParquetLabelWriter
 ALL = os.environ.get("RECDISTILL_KILLS") == "all"
 #: Rows of a segment: small ones mean many files and many steps.
 SEGMENT_ROWS = 1 if ALL else 8
+#: Rows of a segment after compaction.
+COMPACTED_ROWS = 8
 Model = dict[int, float]
 KILLS: dict[str, int] = {}
 
@@ -129,7 +131,7 @@ def _revoked(path: Path) -> None:
 
 
 def _compact(path: Path) -> None:
-    opened(path).compact("v1")
+    ParquetLogitStore(path, COMPACTED_ROWS).compact("v1")
 
 
 def _parts(path: Path) -> None:
@@ -138,7 +140,7 @@ def _parts(path: Path) -> None:
 
 def _one_segment(path: Path) -> None:
     (entry,) = opened(path)._state().entries
-    assert all(segment.rows == SEGMENT_ROWS for segment in entry.segments[:-1])
+    assert all(segment.rows == COMPACTED_ROWS for segment in entry.segments[:-1])
 
 
 def _rubbish(path: Path) -> None:
@@ -148,7 +150,7 @@ def _rubbish(path: Path) -> None:
     store.pin("run", by="me")
     _aligned(path)
     _commit(path, numbers(11, 24))
-    store.compact("v1")
+    _compact(path)
     for name in ("segments/v1-000077.parquet", "log/000000000099.json", "manifest.json.tmp", "pins/x.json.tmp"):
         (path / name).write_bytes(b"left")
     store.restore("v1") if store.versions()[0].revoked else None
