@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -219,12 +219,20 @@ def _select(words: Sequence[str]) -> list[str]:
     return rest
 
 
+class _Notes(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the moment: a program that calls the shell may have replaced it since."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _show_notes() -> None:
     """Print what recdistill and its plugins log (a chosen backend, a doubtful propensity) to stderr."""
     root = logging.getLogger()
     if any(handler.get_name() == NOTES for handler in root.handlers):
         return
-    handler = logging.StreamHandler()
+    handler = _Notes()
     handler.set_name(NOTES)
     handler.addFilter(lambda record: record.name.startswith("recdistill"))
     handler.setFormatter(logging.Formatter("%(message)s"))

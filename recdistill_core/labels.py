@@ -5,7 +5,7 @@ A label is a teacher's raw logit of one (example, task), captured once, under th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -172,6 +172,16 @@ class AlignedLabels:
         logits = {task: logit.masked_fill(~valid[task], 0.0) for task, logit in self.signal.logits.items()}
         signal = replace(self.signal, logits=logits, valid=valid)
         return replace(self, signal=signal, origin=self.origin.masked_fill(~keep, -1))
+
+
+def full_name(name: str, known: Iterable[str]) -> str:
+    """The version of ``known`` that ``name`` is, or, with 8 characters or more, that alone begins with it.
+
+    ``name`` itself where there is none, or more than one: whoever looks it up then says so.
+    """
+    versions = list(known)
+    found = [version for version in versions if version.startswith(name)]
+    return found[0] if name not in versions and len(name) >= 8 and len(found) == 1 else name
 
 
 def _share(which: Tensor) -> float:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from recdistill_parquet.labels import ParquetLogitStore
 
 StoreArgument = Annotated[Path, typer.Argument(help="Directory of a label store.", metavar="STORE")]
-VersionOption = Annotated[str, typer.Option("--version", help="Teacher version.")]
-VersionsOption = Annotated[list[str] | None, typer.Option("--version", help="Teacher version; repeatable.")]
+VersionOption = Annotated[str, typer.Option("--version", help="Teacher version, by 8 characters or more.")]
+VersionsOption = Annotated[
+    list[str] | None, typer.Option("--version", help="Teacher version, by 8 characters or more; repeatable.")
+]
 SnapshotOption = Annotated[
     str, typer.Option("--snapshot", help="Commit to read, by 8 digits of its id or more; the newest where absent.")
 ]

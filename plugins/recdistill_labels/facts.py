@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recdistill_core.labels import full_name
 from recdistill_labels.arguments import counted, iso
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def read_versions(
 
     Args:
         store: root of the store. snapshot: id of a commit, or empty for the newest.
-        versions: only these, in this order; empty: all.
+        versions: only these, in this order, by 8 characters of their name or more; empty: all.
 
     Raises:
         DataError: if there is no such store, snapshot or version. IntegrityError: if the log is damaged.
@@ -31,7 +32,9 @@ def read_versions(
     labels_log.require_store(store)
     head = labels_log.find_snapshot(store, snapshot) if snapshot else labels_log.read_head(store)
     state = labels_log.read_state(store, head)
-    wanted = tuple(state.require(version, str(store)) for version in dict.fromkeys(versions))
+    known = [entry.version for entry in state.entries]
+    named = dict.fromkeys(full_name(version, known) for version in versions)
+    wanted = tuple(state.require(version, str(store)) for version in named)
     return head, wanted if versions else state.entries
 
 

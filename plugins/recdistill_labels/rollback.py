@@ -28,6 +28,7 @@ def revoke(
 
     at = time_ms(since, "--since") if since else None
     opened = open_store(store)
+    version = read_versions(store, versions=[version])[1][0].version
     opened.revoke(version, reason=reason, since=at)
     part = "" if at is None else f", those scored since {iso(at)}"
     _finish(opened, version, f"revoked{part}", json)
@@ -37,6 +38,7 @@ def restore(store: StoreArgument, version: VersionOption, json: JsonOption = Fal
     """Make the revoked labels of a version visible again."""
 
     opened = open_store(store)
+    version = read_versions(store, versions=[version])[1][0].version
     opened.restore(version)
     _finish(opened, version, "restored", json)
 

@@ -14,6 +14,7 @@ from recdistill_core.engine import Engine
 from recdistill_core.errors import DataError, IntegrityError, LeakError, UsageError
 from recdistill_core.interfaces import CaptureMode, HistoryWindow, LabelVersion, SampleSource, TrainableTeacher
 from recdistill_core.label_choice import unlabelled
+from recdistill_core.labels import full_name
 from recdistill_pipeline.label import score_batch, with_scores
 from recdistill_pipeline.rundir import read_json
 from recdistill_pipeline.scoring import rows_by_user
@@ -130,7 +131,8 @@ def backfill(
     model = teacher.teacher(plan, source)
     version, trained = model.fingerprint(), isinstance(model, TrainableTeacher)
     known = {entry.version: entry for entry in store.versions()}
-    wanted = list(versions) or list(read_json(teacher.run / teacher.name / "manifest.json")["labels"]["versions"])
+    own = read_json(teacher.run / teacher.name / "manifest.json")["labels"]["versions"]
+    wanted = [full_name(name, known) for name in versions] or list(own)
     if version in known and known[version].revoked:
         raise UsageError(
             f"the labels of version {version!r} are revoked: {known[version].revoked}",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from recdistill_core.errors import DataError, IntegrityError, LeakError, UsageError
 from recdistill_core.fingerprint import digest
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore, SampleSource
-from recdistill_core.labels import AlignedLabels, LabelChoice, LabelPolicy, PinnedStore
+from recdistill_core.labels import AlignedLabels, LabelChoice, LabelPolicy, PinnedStore, full_name
 from recdistill_lightning.data import align_labels
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.runconfig import OWN
@@ -163,7 +163,7 @@ def pin_for(store: PinnedStore, snapshot: str, run: Path, name: str) -> str:
 def _entries(plan: Plan, store: LogitStore, source: SampleSource, names: Sequence[str]) -> list[LabelVersion]:
     known = {entry.version: entry for entry in published_store(plan, store).versions()}
     found = []
-    for name in names:
+    for name in (full_name(name, known) for name in names):
         if name not in known:
             raise DataError(
                 f"the label store has no version {name!r}",

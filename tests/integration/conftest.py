@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> ParquetSource:
 
 
 @pytest.fixture
-def recdistill(capsys: pytest.CaptureFixture[str]) -> Verb:
+def recdistill(capsys: pytest.CaptureFixture[str]) -> Iterator[Verb]:
     """The command line in this process, which saves seconds of imports: exit code, stdout, stderr."""
 
     def verb(*words: object) -> tuple[int, str, str]:
@@ -58,4 +59,10 @@ def recdistill(capsys: pytest.CaptureFixture[str]) -> Verb:
             code = int(stop.code or 0)
         return code, *capsys.readouterr()
 
-    return verb
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield verb
+    finally:  # the shell's handler writes to a stream that goes with the test
+        root.handlers[:] = handlers
+        root.setLevel(level)

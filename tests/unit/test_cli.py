@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -89,7 +90,7 @@ def test_plugins_list_is_one_document(recdistill: Shell) -> None:
     assert rows["soft"]["components"][0] == {
         "kind": "loss", "name": "soft_ce", "summary": rows["soft"]["components"][0]["summary"], "also_in": [],
     }  # fmt: skip
-    assert set(rows["pipeline"]["commands"]) == PIPELINE
+    assert set(rows["pipeline"]["commands"]) == {*PIPELINE, "labels backfill"}
     assert {row["status"] for row in rows.values()} == {"ok"}
     assert {row["distribution"] for row in rows.values()} == {"recdistill"}
     table = recdistill("plugins", "list")
@@ -335,3 +336,11 @@ def test_a_bar_is_drawn_on_a_terminal_and_goes(monkeypatch: pytest.MonkeyPatch) 
         assert ("reading" in stream.getvalue()) == terminal
         assert ("counting" in stream.getvalue()) == terminal
         assert stream.getvalue().endswith("\x1b[2K" if terminal else "")
+
+
+def test_notes_go_to_what_stderr_is_by_then(recdistill: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    recdistill("plugins", "list")
+    with contextlib.redirect_stderr(io.StringIO()) as later:
+        logging.getLogger("recdistill.labels").warning("3 labels were set aside")
+    assert later.getvalue() == "3 labels were set aside\n"
+    assert capsys.readouterr().err == ""

@@ -15,7 +15,7 @@ from label_store_cases import filled, open_writer, put
 from recdistill_core.batch import TeacherSignal
 from recdistill_core.errors import DataError
 from recdistill_core.label_choice import choose_labels
-from recdistill_core.labels import AlignedLabels, AlignedStore, LabelChoice, LabelPolicy
+from recdistill_core.labels import AlignedLabels, AlignedStore, LabelChoice, LabelPolicy, full_name
 from recdistill_parquet import labels_aligned
 from recdistill_parquet.labels import ParquetLogitStore
 
@@ -277,3 +277,12 @@ def test_a_view_of_no_rows(tmp_path: Path) -> None:
     nothing = np.empty(0, np.int64)
     found = filled(tmp_path).aligned(LabelChoice(("v1",)), dataset="d", example_id=nothing, event_time=nothing)
     assert found.signal.logits["click"].shape == (0,)
+
+
+def test_a_version_goes_by_the_beginning_of_its_name_where_that_is_clear() -> None:
+    known = ["0123456789ab", "0123456700", "teacher-a", "teacher-a-2"]
+    assert full_name("01234567", known) == "01234567"  # two begin so
+    assert full_name("012345678", known) == "0123456789ab"
+    assert full_name("0123456", ["0123456789ab"]) == "0123456"  # too few
+    assert full_name("teacher-a", known) == "teacher-a"
+    assert full_name("teacher-b", known) == "teacher-b"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from label_store_cases import T, filled, grown, read
+from label_store_cases import T, filled, grown, open_writer, put, read
 from labels_cases import Shell, shell
 
 from recdistill_core.errors import UsageError
@@ -34,6 +34,17 @@ def test_a_version_is_taken_out_and_put_back(labels: Shell, tmp_path: Path) -> N
     done = labels("restore", tmp_path, "--version", "v1")
     assert done.out == (f"v1: restored; 60 of its 60 labels are visible\nsnapshot {store.snapshot_id()}, commit 8\n")
     assert read(ParquetLogitStore(tmp_path), range(60))[1] == [True] * 60
+
+
+def test_the_beginning_of_a_name_will_do(labels: Shell, tmp_path: Path) -> None:
+    with open_writer(ParquetLogitStore(tmp_path), "0123456789abcdef") as writer:
+        put(writer, [1, 2])
+        writer.commit()
+    done = labels("revoke", tmp_path, "--version", "01234567", "--reason", "x")
+    assert done.out.startswith("0123456789abcdef: revoked; 0 of its 2 labels are visible\n")
+    refused = labels("restore", tmp_path, "--version", "0123456", "--json").document  # too few
+    assert refused["kind"] == "DataError"
+    assert labels("restore", tmp_path, "--version", "012345678").code == 0
 
 
 @pytest.mark.parametrize("compacted", [False, True])
