@@ -326,6 +326,7 @@ def test_no_plugin_takes_a_verb_from_another(recdistill: Shell, monkeypatch: pyt
 
 
 def test_a_bar_is_drawn_on_a_terminal_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # on a dumb one nothing moves
     for terminal in (True, False):
         stream = io.StringIO()
         made = Console(file=stream, force_terminal=terminal, width=80)
