@@ -42,6 +42,7 @@ bench: $(VENV)/.bench
 
 bench-store: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench_store.py
+	$(BIN)/python benchmarks/bench_backfill.py
 
 versions: $(VENV)/.test
 	@$(BIN)/python --version
