@@ -95,9 +95,7 @@ def test_a_label_does_not_move_the_out_of_fold_logit_of_its_own_example(
         found.append(logits.view(np.int32))
     same = found[0] == found[1]
     user = feed.column("user_id")[:2250]
-    own_fold = manifest(by_user, "teacher")["labels"]["versions"]
     assert same[FLIPPED]
-    assert len(own_fold) == 3
     # of the copy that was not trained on this user only the user's later rows see the flipped event
     later = (user == user[FLIPPED]) & (np.arange(2250) > FLIPPED)
     assert not same[~later].all()  # the other copies were trained on it
@@ -176,10 +174,13 @@ def test_published_versions_need_no_teacher_of_ones_own(by_user: Path, feed_path
         capture={"warmup_steps": 3},
     )
     results = run_of(tmp_path / "two", plain, said.append).all()
-    assert [line for line in said if "no teacher is trained" in line] == [
-        "labels are read, no teacher is trained; without effect: teacher_training.batch_size, teacher_training.lr, "
-        "teacher_training.window_hours, capture.warmup_steps"
-    ] or any("capture.warmup_steps" in line for line in said)
+    (idle,) = [line for line in said if "no teacher is trained" in line]
+    assert set(idle.removeprefix("labels are read, no teacher is trained; without effect: ").split(", ")) == {
+        "teacher_training.lr",
+        "teacher_training.batch_size",
+        "teacher_training.window_hours",
+        "capture.warmup_steps",
+    }
     assert not (tmp_path / "two/seed-1/teacher/model.safetensors").exists()
     assert results["capture"] == "external"
     assert results["data"]["teacher_rows"] == 0
@@ -216,7 +217,6 @@ def test_chosen_and_left_out_examples(by_user: Path, feed_path: Path, tmp_path: 
     run.students()
     labels = manifest(tmp_path / "out", "mlp-distilled")["labels"]
     assert labels["coverage"]["click"] == pytest.approx(900 / 2250)
-    (tmp_path / "two").mkdir()
     few = config(feed_path, **QUICK, labels={"examples": examples}, capture={"min_coverage": 0.5})
     run = run_of(tmp_path / "few", few)
     run.teachers()
