@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from recdistill_core.errors import DataError
+
+if TYPE_CHECKING:
+    from recdistill_core.schema import Schema
 
 #: A raw logit beyond this is taken for corrupt: sigmoid(+-40) is 1 - 4e-18, which no calibrated model says.
 ABSURD_LOGIT = 40.0
@@ -159,8 +162,13 @@ class Batch:
         )
         return Batch(**picked, history=history, keep_rates=self.keep_rates, teacher=signal)
 
-    def validate(self, where: str = "batch") -> Batch:
-        """This batch, or a DataError that names the first column and row that break the contract."""
+    def validate(self, where: str = "batch", schema: Schema | None = None) -> Batch:
+        """This batch, or a DataError that names the first column and row that break the contract.
+
+        Args:
+            where: what the message calls the batch.
+            schema: of the dataset; where given, action codes must be among its own.
+        """
         count = len(self)
         for name, column in self._columns().items():
             if column.shape[0] != count:
@@ -179,7 +187,25 @@ class Batch:
             _refuse((owner < 0) | (owner >= len(lengths)), "row refers to no history", where, "rebuild the batch")
             too_far = (self.history.row_end < 0) | (self.history.row_end > lengths[owner])
             _refuse(too_far, "row refers to events beyond the end of its history", where, "rebuild the batch")
+            self._validate_events(self.history, where, schema)
         return self
+
+    def _validate_events(self, history: History, where: str, schema: Schema | None) -> None:
+        time, fix = history.events["time"], "sort each user's events by time before import"
+        inside = torch.ones(max(len(time) - 1, 0), dtype=torch.bool, device=time.device)
+        starts = history.offsets[(history.offsets > 0) & (history.offsets < len(time))]
+        inside[starts - 1] = False
+        _refuse((time[1:] < time[:-1]) & inside, "time goes backwards after an event", f"{where}.history", fix, "event")
+        newest = history.offsets[history.row_to_history] + history.row_end - 1
+        late = torch.zeros_like(newest, dtype=torch.bool)
+        seeing = history.row_end > 0
+        late[seeing] = time[newest[seeing]] >= self.event_time[seeing]
+        _refuse(late, "row sees an event that is not before it", where, "cut its row_end at its own event_time")
+        if schema is not None and "action" in history.events:
+            code = history.events["action"]
+            what = f"action code outside [0, {schema.num_action_codes}) of {', '.join(schema.actions)}"
+            fix = "give bit codes of the schema's actions; an action that it lacks is left out"
+            _refuse((code < 0) | (code >= schema.num_action_codes), what, f"{where}.history", fix, "event")
 
     def _columns(self) -> dict[str, Tensor]:
         """Every tensor with one entry per row, by the name that messages give it."""
@@ -194,10 +220,10 @@ class Batch:
         return {name: column for name, column in found.items() if column is not None}
 
 
-def _refuse(wrong: Tensor, what: str, where: str, fix: str) -> None:
+def _refuse(wrong: Tensor, what: str, where: str, fix: str, axis: str = "row") -> None:
     if bool(wrong.any()):
         first = wrong.nonzero()[0].tolist()
-        place = f"{where}, row {first[0]}" + (f", column {first[1]}" if len(first) > 1 else "")
+        place = f"{where}, {axis} {first[0]}" + (f", column {first[1]}" if len(first) > 1 else "")
         raise DataError(what, where=place, fix=fix)
 
 

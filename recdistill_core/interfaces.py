@@ -242,14 +242,30 @@ class HistoryWindow:
     A row whose prefix has ``n`` events sees events ``[start, n)`` with ``start = 0`` while ``n <= length`` and else the
     smallest multiple of ``stride`` that is at least ``n - length``. So a row always sees its newest
     ``length - stride + 1`` events, at most ``length``, and rows of one user share one encoding per ``stride`` events.
+    With ``oldest`` the places of a window that does not begin at 0 are shared out: it holds the first ``oldest`` events
+    of the user, and then those of a window of ``length - oldest``.
     """
 
     length: int
     stride: int
+    oldest: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.stride <= self.length:
-            raise ValueError(f"history needs 1 <= stride <= length, got stride {self.stride}, length {self.length}")
+        if self.oldest < 0:
+            raise ValueError(f"history needs oldest >= 0, got {self.oldest}")
+        if not 1 <= self.stride <= self.length - self.oldest:
+            known = "length - oldest" if self.oldest else "length"
+            raise ValueError(
+                f"history needs 1 <= stride <= {known}, got stride {self.stride}, {known} {self.length - self.oldest}"
+            )
+
+    def start(self, seen: Any) -> Any:
+        """Place of the first event of the window, the oldest ones aside, for prefixes of ``seen`` events.
+
+        Args:
+            seen: an int, or an integer array or tensor; the answer is alike.
+        """
+        return -((self.length - self.oldest - seen) // self.stride) * self.stride * (seen > self.length)
 
     @classmethod
     def newest(cls, count: int) -> HistoryWindow:

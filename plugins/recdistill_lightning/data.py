@@ -26,13 +26,9 @@ class RowBatches(Dataset[Batch]):
 
     def __init__(self, source: SampleSource, history: HistoryWindow | None, labels: TeacherSignal | None) -> None:
         self.source, self.history, self.labels = source, history, labels
-        self.checked = False
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Batch:
-        batch = self.source.batch(rows, self.history)
-        if not self.checked:  # a source of a third party that breaks the contract breaks it from the start
-            batch.validate("first batch")
-            self.checked = True
+        batch = self.source.batch(rows, self.history).validate(schema=self.source.schema)
         return batch if self.labels is None else batch.with_teacher(labels_at(self.labels, rows))
 
 

@@ -132,27 +132,29 @@ class ParquetSource:
         )
 
     def _history(self, found: Mapping[str, NDArray[Any]], window: HistoryWindow) -> History:
-        """Histories of the rows: one per distinct (user, start), each ``[start, largest end of its rows)``."""
+        """Histories of the rows: one per (user, start), the oldest and ``[start, largest end of its rows)``."""
         if self._events is None:
             raise DataError(
                 "the dataset has no history",
                 where=str(self.path),
                 fix="import the log again with `actions`, or use models without `history`",
             )
-        end = found["history_end"]
-        over = np.maximum(end - window.length, 0)
-        start = -(-over // window.stride) * window.stride
+        end, start = found["history_end"], window.start(found["history_end"])
         # A user has at least one event (the impression's own), so this place names user and start.
-        place, row_to_history = np.unique(found["history_start"] + start, return_inverse=True)
-        row_end = end - start
-        lengths = np.zeros(len(place), np.int64)
-        np.maximum.at(lengths, row_to_history, row_end)
-        events = self._events.take_ranges(place, lengths, self._events.names)
+        place, example, row_to_history = np.unique(
+            found["history_start"] + start, return_index=True, return_inverse=True
+        )
+        oldest = np.where(start > 0, window.oldest, 0)
+        recent = np.zeros(len(place), np.int64)
+        np.maximum.at(recent, row_to_history, end - start)
+        begins = np.stack([found["history_start"][example], place], axis=1)
+        lengths = np.stack([oldest[example], recent], axis=1)
+        events = self._events.take_ranges(begins.ravel(), lengths.ravel(), self._events.names)
         return History(
             events={name: torch.from_numpy(column) for name, column in events.items()},
-            offsets=torch.from_numpy(np.concatenate(([0], np.cumsum(lengths)))),
+            offsets=torch.from_numpy(np.concatenate(([0], np.cumsum(lengths.sum(axis=1))))),
             row_to_history=_tensor(row_to_history, np.int64),
-            row_end=torch.from_numpy(row_end),
+            row_end=torch.from_numpy(oldest + end - start),
         )
 
     def truth(self, task: str) -> NDArray[np.float64] | None:

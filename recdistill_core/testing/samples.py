@@ -100,12 +100,15 @@ def windowed(batch: Batch, window: HistoryWindow | None) -> Batch:
     if window is None or batch.history is None:
         return replace(batch, history=None)
     whole = batch.history
-    beyond = (whole.row_end - window.length).clamp(min=0)
-    start = (beyond + window.stride - 1) // window.stride * window.stride
+    start = window.start(whole.row_end)
     pairs, owner = torch.unique(torch.stack([whole.row_to_history, start], dim=1), dim=0, return_inverse=True)
-    first = whole.offsets[pairs[:, 0]] + pairs[:, 1]
-    last = torch.minimum(first + window.length, whole.offsets[pairs[:, 0] + 1])
-    kept = torch.cat([torch.arange(int(a), int(b)) for a, b in zip(first, last, strict=True)])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long), (last - first).cumsum(0)])
-    events = {name: column[kept] for name, column in whole.events.items()}
-    return replace(batch, history=History(events, offsets, owner, whole.row_end - start))
+    kept, lengths = [], [0]
+    for number, begin in pairs.tolist():
+        first, end = int(whole.offsets[number]), int(whole.offsets[number + 1])
+        oldest = window.oldest if begin else 0
+        last = min(first + begin + window.length - oldest, end)
+        kept += [torch.arange(first, first + oldest), torch.arange(first + begin, last)]
+        lengths.append(oldest + last - first - begin)
+    events = {name: column[torch.cat(kept)] for name, column in whole.events.items()}
+    row_end = whole.row_end - start + (start > 0) * window.oldest
+    return replace(batch, history=History(events, torch.tensor(lengths).cumsum(0), owner, row_end))

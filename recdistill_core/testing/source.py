@@ -24,7 +24,14 @@ ROWS = 160
 STEP = 7
 #: Shows every event of any history.
 WHOLE = HistoryWindow(1 << 30, 1 << 30)
-WINDOWS = (HistoryWindow(1, 1), HistoryWindow(4, 2), HistoryWindow(5, 1), HistoryWindow(6, 6), WHOLE)
+WINDOWS = (
+    HistoryWindow(1, 1),
+    HistoryWindow(4, 2),
+    HistoryWindow(5, 1),
+    HistoryWindow(6, 6),
+    HistoryWindow(4, 1, 2),
+    WHOLE,
+)
 
 
 def positions(count: int, first: int = 0) -> NDArray[np.int64]:
@@ -177,13 +184,15 @@ def history_is_what_its_window_says(case: Case) -> None:
         batch = source.batch(rows, window)
         for row in range(len(batch)):
             whole, seen = events_of(everything, row), events_of(batch, row)
-            over = max(len(whole["time"]) - window.length, 0)
-            start = -(-over // window.stride) * window.stride
-            wanted = {name: column[start:] for name, column in whole.items()}
+            start = window.start(len(whole["time"]))
+            left = torch.arange(len(whole["time"]))
+            left = left[(left >= start) | (left < window.oldest)]
+            wanted = {name: column[left] for name, column in whole.items()}
             case.require(
                 not differences(wanted, seen),
                 f"shows row {row} {len(seen['time'])} events for {window}; it has {len(whole['time'])} "
-                f"before it, of which the window leaves those from {start} on",
+                f"before it, of which the window leaves those from {start} on"
+                + (f" and the oldest {window.oldest}" if window.oldest and start else ""),
             )
     case.require(source.batch(rows, None).history is None, "gives a history that no HistoryWindow asks for")
 

@@ -12,6 +12,7 @@ this by n. ``softmax``: the weights are ``softmax_j(q_t . k_j / sqrt(d) + rab(t,
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -25,11 +26,33 @@ from recdistill_hstu.layout import Layout
 logger = logging.getLogger(__name__)
 
 
+class Memo:
+    """What attention gave in a layer's forward pass, for the pass that a checkpoint makes again in backward.
+
+    Attributes:
+        kept: the tensors, or None before the first pass.
+    """
+
+    def __init__(self) -> None:
+        self.kept: tuple[Tensor, ...] | None = None
+
+    def recall(self, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What ``compute`` gave when this was first called."""
+        if self.kept is None:
+            self.kept = compute()
+        return self.kept
+
+
 class Attend(Protocol):
     """Attention of the tokens that a layout asks for."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
-        """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, memo: Memo | None = None) -> Tensor:
+        """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``.
+
+        Args:
+            q: ``[S, H, d]``. k, v: ``[T, H, d]``. bias: of the layer.
+            memo: where a backend may keep its result, so that a second call with it need not compute again.
+        """
         ...
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from recdistill_core.errors import DataError
+
 TIME_BUCKETS = 129
 LOG_STEP = 0.301
 
@@ -37,6 +39,7 @@ class Bias(NamedTuple):
         """``[*]`` bias for ``distance [*]`` >= 0 and ``elapsed [*]`` ms, in the dtype of ``like``."""
         total = torch.zeros(distance.shape, dtype=like.dtype, device=like.device)
         if self.position is not None:
+            self._require(int(distance.max()) if distance.numel() else 0)
             total = total + self.position[distance]
         if self.time is not None:
             total = total + self.time[time_bucket(elapsed)]
@@ -58,10 +61,19 @@ class Bias(NamedTuple):
         """``[R]`` every bias that distances up to ``longest`` can have, in the order of :meth:`codes`."""
         flat = torch.zeros(1, device=device)
         if self.position is not None:
+            self._require(longest)
             flat = self.position[: longest + 1]
         if self.time is not None:
             flat = (flat[:, None] + self.time).flatten()
         return flat
+
+    def _require(self, distance: int) -> None:
+        if self.position is not None and distance >= len(self.position):
+            raise DataError(
+                f"the position bias holds distances up to {len(self.position) - 1}, and a token looks {distance} back",
+                where="HSTULayer.bias",
+                fix="build the layer with a max_length of at least the longest history",
+            )
 
 
 class RelativeBias(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from recdistill_hstu.attention import Memo
 from recdistill_hstu.bias import Bias
 from recdistill_hstu.layout import Layout
 from recdistill_hstu.tiles import TileGroup, plan_tiles
@@ -39,14 +40,14 @@ class ChunkedAttention:
         self.keep = pairs <= KEPT_CODES * budget
         self.kept: dict[tuple[int, bool, bool], Tensor] = {}
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, memo: Memo | None = None) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
         if self.softmax:
             q = q / math.sqrt(q.shape[-1])
         table = bias.table(self.layout.longest, q.device).to(wide(q.dtype))
         table = torch.cat([table.new_full((1,), hidden_score(table.dtype)), table])
         attend: Any = TiledAttention.apply  # torch ships it without types
-        out, total = attend(q, k, v, table, self, bias)
+        out, total = attend(q, k, v, table, self, bias, memo or Memo())
         events, value = self.layout.asked_events, v[self.layout.num_events :]
         own = (q[events:] * k[self.layout.num_events :]).sum(-1) + bias.own(q)
         seen, candidate = out.split([events, self.layout.num_rows])
@@ -81,7 +82,7 @@ class TiledAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Tensor, plan: ChunkedAttention, bias: Bias
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Tensor, plan: ChunkedAttention, bias: Bias, memo: Memo
     ) -> tuple[Tensor, Tensor]:
         """``([S, H, d], [S, H])``: sums over visible events; log of the sum of exponentials (softmax only).
 
@@ -89,24 +90,12 @@ class TiledAttention(torch.autograd.Function):
             ctx: autograd's context.
             q: ``[S, H, d]``. k, v: ``[T, H, d]``.
             table: ``[1 + R]`` bias by code, in the dtype of scores; entry 0 hides a key.
-            plan: tiles. bias: names the biases that codes are made of.
+            plan: tiles. bias: names the biases that codes are made of. memo: holds both results of an earlier pass.
         """
-        asked, heads, width = q.shape
-        out = q.new_zeros(asked + 1, heads * width)
-        total = table.new_full((asked + 1, heads), hidden_score(table.dtype))
-        for number, group in enumerate(plan.groups):
-            score = _scores(_heads(q, group.query), _heads(k, group.key), table, plan.codes(number, bias))
-            if plan.softmax:
-                log_sum = score.logsumexp(-1)
-                total.index_copy_(0, group.slot, log_sum.transpose(1, 2).reshape(-1, heads))
-                weight = score.sub_(log_sum[..., None]).exp_()
-            else:
-                weight = functional.silu(score, inplace=True)
-            _place(out, group.slot, weight.flatten(0, 1).to(v.dtype) @ _heads(v, group.key), heads)
-        out, total = out[:asked].view(q.shape), total[:asked]
+        out, total = memo.recall(lambda: _attend(q, k, v, table, plan, bias))
         ctx.save_for_backward(q, k, v, table, *((out, total) if plan.softmax else ()))
         ctx.plan, ctx.bias = plan, bias
-        return out, total
+        return out.detach(), total.detach()
 
     @staticmethod
     @once_differentiable
@@ -139,7 +128,26 @@ class TiledAttention(torch.autograd.Function):
             if ctx.needs_input_grad[3]:
                 grad_table.index_add_(0, codes.flatten(), grad_score.sum(1).flatten())
         grads = grad_q[:asked].view(q.shape), grad_k.view(k.shape), grad_v.view(v.shape)
-        return *grads, grad_table, None, None
+        return *grads, grad_table, None, None, None
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, plan: ChunkedAttention, bias: Bias
+) -> tuple[Tensor, Tensor]:
+    """The forward pass; see :meth:`TiledAttention.forward`."""
+    asked, heads, width = q.shape
+    out = q.new_zeros(asked + 1, heads * width)
+    total = table.new_full((asked + 1, heads), hidden_score(table.dtype))
+    for number, group in enumerate(plan.groups):
+        score = _scores(_heads(q, group.query), _heads(k, group.key), table, plan.codes(number, bias))
+        if plan.softmax:
+            log_sum = score.logsumexp(-1)
+            total.index_copy_(0, group.slot, log_sum.transpose(1, 2).reshape(-1, heads))
+            weight = score.sub_(log_sum[..., None]).exp_()
+        else:
+            weight = functional.silu(score, inplace=True)
+        _place(out, group.slot, weight.flatten(0, 1).to(v.dtype) @ _heads(v, group.key), heads)
+    return out[:asked].view(q.shape), total[:asked]
 
 
 def _scores(query: Tensor, key: Tensor, table: Tensor, codes: Tensor) -> Tensor:

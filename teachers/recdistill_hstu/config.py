@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from recdistill_core.errors import suggest
 
 ATTENTIONS = ("silu", "softmax")
+CHECKPOINTING = ("none", "selective", "full")
 BACKENDS = ("auto", "reference", "chunked", "xformers")
 
 
@@ -21,13 +22,24 @@ class HSTUConfig:
         dropout: probability in [0, 1) with which a layer drops entries of ``U * LayerNorm(A V)`` in training. Logits
             that are captured while training carry this noise, hence 0 by default.
         max_length: most events that a row sees, >= 1; also the constant ``n`` by which SiLU attention divides.
-        history_stride: events between two starts of a window, in [1, max_length]; see ``HistoryWindow``.
+        history_stride: events between two starts of a window, in [1, max_length - keep_oldest]; see
+            ``HistoryWindow``.
+        keep_oldest: of a history that is longer than ``max_length``, how many of the oldest events a row sees beside
+            the newest ones, in [0, max_length); 0: the newest alone.
         attend_recent: most of the newest events that a token attends to, >= 0; 0: all that it sees (``K1`` of
             ULTRA-HSTU's semi-local mask).
         attend_oldest: how many of the oldest events it attends to besides, >= 0; needs ``attend_recent`` (``K2``).
+        truncate_layers: ``N2`` of ULTRA-HSTU's attention truncation, in [0, layers): so many of the last layers compute
+            the newest ``truncate_length`` events alone.
+        truncate_length: ``L'``, most events that a row sees in those layers, in [1, max_length] where there are any,
+            else 0. Rows of a user share an encoding per half of it.
         stochastic_length: ``alpha`` of HSTU's stochastic length, in (1, 2]: in training long histories are thinned at
             random, so that attention costs ``max_length ** alpha``; 0: never. Logits that are captured while training
             come from thinned histories then.
+        stochastic_balance: thin so that attention costs each rank of a distributed run the same; needs
+            ``stochastic_length``.
+        checkpointing: what the backward pass of a layer finds: ``none``, all activations; ``selective``, the layer's
+            input and what attention gave, and the rest is computed again; ``full``, the input alone.
         attention: ``silu`` (the paper) or ``softmax``.
         backend: ``auto``, ``reference`` (slow, for tests), ``chunked`` (any device) or ``xformers`` (softmax without
             biases, CUDA).
@@ -50,9 +62,14 @@ class HSTUConfig:
     dropout: float = 0.0
     max_length: int = 256
     history_stride: int = 64
+    keep_oldest: int = 0
     attend_recent: int = 0
     attend_oldest: int = 0
+    truncate_layers: int = 0
+    truncate_length: int = 0
     stochastic_length: float = 0.0
+    stochastic_balance: bool = False
+    checkpointing: str = "none"
     attention: str = "silu"
     backend: str = "auto"
     position_bias: bool = True
@@ -69,26 +86,42 @@ class HSTUConfig:
         for name in ("layers", "width", "heads", "max_length", "context_width", "score_budget"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("attend_recent", "attend_oldest", "cross_layers", "cross_rank"):
+        for name in ("attend_recent", "attend_oldest", "keep_oldest", "cross_layers", "cross_rank"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got width {self.width} and heads {self.heads}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if not 1 <= self.history_stride <= self.max_length:
+        if not 1 <= self.history_stride <= self.max_length - self.keep_oldest:
+            most = "max_length" + (" - keep_oldest" if self.keep_oldest else "")
             raise ValueError(
-                f"history_stride must lie in [1, max_length = {self.max_length}], got {self.history_stride}"
+                f"history_stride must lie in [1, {most} = {self.max_length - self.keep_oldest}], "
+                f"got {self.history_stride}"
+            )
+        if not 0 <= self.truncate_layers < self.layers:
+            raise ValueError(f"truncate_layers must lie in [0, layers = {self.layers}), got {self.truncate_layers}")
+        lowest, highest = (1, self.max_length) if self.truncate_layers else (0, 0)
+        if not lowest <= self.truncate_length <= highest:
+            raise ValueError(
+                f"truncate_length must lie in [{lowest}, {highest}] with truncate_layers {self.truncate_layers} and "
+                f"max_length {self.max_length}, got {self.truncate_length}"
             )
         if self.stochastic_length and not 1.0 < self.stochastic_length <= 2.0:
             raise ValueError(f"stochastic_length must be 0 or lie in (1, 2], got {self.stochastic_length}")
+        if self.stochastic_balance and not self.stochastic_length:
+            raise ValueError("stochastic_balance needs stochastic_length, got stochastic_length 0")
         if self.attend_oldest and not self.attend_recent:
             raise ValueError(
                 f"attend_oldest needs attend_recent, without which all events are attended to; got {self.attend_oldest}"
             )
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden must hold widths of at least 1, got {list(self.hidden)}")
-        for name, known in (("attention", ATTENTIONS), ("backend", BACKENDS)):
+        for name, known in (
+            ("attention", ATTENTIONS),
+            ("backend", BACKENDS),
+            ("checkpointing", CHECKPOINTING),
+        ):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}{suggest(value, known)}")

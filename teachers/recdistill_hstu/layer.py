@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from recdistill_hstu.attention import Attend
+from recdistill_hstu.attention import Attend, Memo
 from recdistill_hstu.bias import RelativeBias
 from recdistill_hstu.config import HSTUConfig
 
@@ -54,6 +55,7 @@ class HSTULayer(nn.Module):
     def __init__(self, config: HSTUConfig) -> None:
         super().__init__()
         self.heads = config.heads
+        self.checkpointing = config.checkpointing
         self.divisor = float(config.max_length) if config.attention == "silu" else 1.0
         self.project = Projection(config.width)
         self.output = nn.Linear(config.width, config.width, bias=False)
@@ -69,11 +71,24 @@ class HSTULayer(nn.Module):
             attend: attention that knows who sees whom.
             asked: ``[S]`` int64 tokens that ``attend`` computes; None means all.
         """
+        if self.checkpointing == "none" or not torch.is_grad_enabled():
+            return self._compute(x, attend, asked, None)
+        memo = Memo() if self.checkpointing == "selective" else None
+        result: Tensor = checkpoint(self._compute, x, attend, asked, memo, use_reentrant=False)
+        return result
+
+    def _compute(self, x: Tensor, attend: Attend, asked: Tensor | None, memo: Memo | None) -> Tensor:
         residual = x if asked is None else x.index_select(0, asked)
         normal = normalise(x)
         u, v, q, k = self.project(normal, normal if asked is None else normalise(residual))
-        shape = (-1, self.heads, x.shape[1] // self.heads)
-        mixed = attend(q.view(shape), k.view(shape), v.view(shape), self.bias()).view(u.shape)
-        gated = self.dropout(u * normalise(mixed, self.divisor))
+        return self._mix(residual, u, attend(self.split(q), self.split(k), self.split(v), self.bias(), memo))
+
+    def split(self, x: Tensor) -> Tensor:
+        """``[*, D]`` -> ``[*, H, d]``."""
+        return x.view(-1, self.heads, x.shape[1] // self.heads)
+
+    def _mix(self, residual: Tensor, u: Tensor, mixed: Tensor) -> Tensor:
+        """``[S, D]`` from the residual and ``U`` ``[S, D]`` and what attention gave, ``[S, H, d]``."""
+        gated = self.dropout(u * normalise(mixed.view(u.shape), self.divisor))
         result: Tensor = self.output(gated) + residual
         return result

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recdistill_core.batch import Batch
+from recdistill_core.interfaces import HistoryWindow
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,43 @@ class Layout:
         """``S - N``: how many of the tokens asked for are events."""
         return self.num_asked - self.num_rows
 
+    def truncated(self, window: HistoryWindow) -> tuple[Layout, Tensor]:
+        """The layout in which each row sees the events of ``window`` alone, as if its history had begun there.
+
+        Rows of a history whose windows begin at one place share an encoding of it. Call it on a layout of all tokens.
+
+        Returns:
+            a layout of all tokens, and ``[T']`` int64, which of the tokens of this one they are.
+        """
+        owner, end = self.history[self.num_events :], self.visible[self.num_events :]
+        start = window.start(end)
+        unique: Any = torch.unique  # torch ships it without types
+        pairs, history = unique(torch.stack([owner, start], dim=1), dim=0, return_inverse=True)
+        begin = self.offsets[pairs[:, 0]] + pairs[:, 1]
+        lengths = torch.zeros_like(begin).scatter_reduce_(0, history, end - start, "amax")
+        offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        of_event = torch.repeat_interleave(torch.arange(len(lengths), device=begin.device), lengths)
+        place = torch.arange(len(of_event), device=begin.device) - offsets[of_event]
+        kept = begin[of_event] + place
+        rows = torch.arange(self.num_events, self.num_events + self.num_rows, device=begin.device)
+        layout = replace(
+            self,
+            offsets=offsets if len(lengths) else offsets.new_zeros(2),
+            event_time=self.event_time[kept],
+            token=torch.arange(len(kept) + self.num_rows, device=begin.device),
+            history=torch.cat([of_event, history]),
+            visible=torch.cat([place + 1, end - start]),
+            position=torch.cat([place, end - start]),
+            time=torch.cat([self.event_time[kept], self.time[self.num_events :]]),
+            longest=int(lengths.max()) if len(lengths) else 0,
+        )
+        return layout, torch.cat([kept, rows])
+
+    def asking(self, chosen: Tensor) -> Layout:
+        """The layout that asks for the tokens at ``chosen`` ``[S']`` of those asked for, in order, and for all rows."""
+        kept = {name: getattr(self, name)[chosen] for name in ("token", "history", "visible", "position", "time")}
+        return replace(self, **kept)
+
     def final(self) -> tuple[Layout, Tensor]:
         """What the last layer must compute: all rows, and each event that is the newest one that some row sees.
 
@@ -122,5 +160,4 @@ class Layout:
         events, place = unique(torch.where(ends > 0, newest, self.num_events), return_inverse=True)
         events = events[events < self.num_events]
         chosen = torch.cat([events, torch.arange(self.num_events, self.num_asked, device=events.device)])
-        kept = {name: getattr(self, name)[chosen] for name in ("token", "history", "visible", "position", "time")}
-        return replace(self, **kept), place
+        return self.asking(chosen), place

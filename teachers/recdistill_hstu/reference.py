@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from recdistill_hstu.attention import Memo
 from recdistill_hstu.bias import Bias
 from recdistill_hstu.layout import Layout
 
@@ -24,7 +25,7 @@ class ReferenceAttention:
         self.layout = layout
         self.softmax = softmax
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, memo: Memo | None = None) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
         if not self.layout.num_asked:
             return q.clone()

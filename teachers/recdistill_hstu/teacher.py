@@ -15,11 +15,12 @@ from recdistill_core.errors import ConfigError, DataError, Problem
 from recdistill_core.fingerprint import module_fingerprint
 from recdistill_core.interfaces import HistoryWindow, TrainableTeacher
 from recdistill_core.schema import Schema
-from recdistill_hstu.attention import check_config, choose_backend, logger, prepare
+from recdistill_hstu.attention import Attend, check_config, choose_backend, logger, prepare
 from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.head import ScoringHead
 from recdistill_hstu.layer import HSTULayer
 from recdistill_hstu.layout import Layout, Span
+from recdistill_hstu.steps import plan_steps
 from recdistill_hstu.stochastic import stochastic_length
 from recdistill_hstu.tokens import TokenEmbedding
 
@@ -49,7 +50,7 @@ class HSTUTeacher(TrainableTeacher):
         check_config(config)
         self.config = config
         self.schema = schema
-        self.history = HistoryWindow(config.max_length, config.history_stride)
+        self.history = HistoryWindow(config.max_length, config.history_stride, config.keep_oldest)
         self.tokens = TokenEmbedding(schema, config.width, added_action=config.added_action)
         self.layers = nn.ModuleList([HSTULayer(config) for _ in range(config.layers)])
         self.head = ScoringHead(config, schema, tasks)
@@ -79,17 +80,18 @@ class HSTUTeacher(TrainableTeacher):
     def _transduce(self, batch: Batch, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Events ``[S - N, D]`` and rows ``[N, D]`` after the last layer, and ``[N]`` the newest event of each row.
 
-        Earlier layers compute every token once; the last one only those that the head reads.
+        Earlier layers compute every token that the next one reads once; the last one only those that the head reads.
         """
-        backend = self._backend(announce=True)
+        backend, prepared = self._backend(announce=True), dict[int, Attend]()
+        steps, newest = plan_steps(layout, self.config)
         x = self.tokens(batch)
-        if len(self.layers) > 1:
-            attend = prepare(backend, layout, self.config)
-            for layer in list(self.layers)[:-1]:
-                x = layer(x, attend)
-        final, newest = layout.final()
-        x = self.layers[-1](x, prepare(backend, final, self.config), final.token)
-        events, token = x.split([final.asked_events, final.num_rows])
+        for layer, step in zip(self.layers, steps, strict=True):
+            attend = prepared.get(id(step.layout)) or prepare(backend, step.layout, self.config)
+            prepared = {id(step.layout): attend}
+            x = layer(x, attend, step.asked)
+            if step.passed is not None:
+                x = x.index_select(0, step.passed)
+        events, token = x.split([len(x) - layout.num_rows, layout.num_rows])
         return events, token, newest
 
     def fingerprint(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recdistill_hstu.attention import Memo
 from recdistill_hstu.bias import Bias
 from recdistill_hstu.layout import Layout
 
@@ -67,7 +68,7 @@ class XformersAttention:
         ones = [1] * len(counts)
         self.single = masks.BlockDiagonalMask.from_seqlens(ones, counts.tolist(), device=device) if ones else None
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, memo: Memo | None = None) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``; ``bias`` must be empty."""
         if bias.position is not None or bias.time is not None:
             raise ValueError("xformers attention has no additive bias")

@@ -218,7 +218,7 @@ WRONG = [
     source(PAST, NewestFirst, "its events in another order than oldest first"),
     source(PAST, Unseen, "has an example without a single event before a row"),
     source(PAST, NoHistory, "gives no history where a HistoryWindow asks for one"),
-    source(WINDOW, Whole, " events for HistoryWindow(length=1, stride=1); it has "),
+    source(WINDOW, Whole, " events for HistoryWindow(length=1, stride=1, oldest=0); it has "),
     source(WINDOW, Unasked, "gives a history that no HistoryWindow asks for"),
     source(OPENINGS, Opening, "says snapshot_id is 'opening "),
     source(OPENINGS, Nameless, "has no snapshot_id"),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from pipeline_cases import STUDENT, data_module, teacher_module
 
 from recdistill_core.batch import Batch
 from recdistill_core.component import BuildContext
 from recdistill_core.config import make
-from recdistill_core.errors import UsageError
+from recdistill_core.errors import DataError, UsageError
 from recdistill_core.objective import Objective
 from recdistill_core.registry import installed
 from recdistill_lightning import StudentModule
@@ -61,12 +63,18 @@ def test_a_share_of_all_rows_ends_with_the_last_row(feed: ParquetSource) -> None
     assert split.test == (split.teacher[1], feed.num_rows)
 
 
-def test_the_first_batch_of_a_source_is_checked(feed: ParquetSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    checked: list[Any] = []
-    validate = Batch.validate
-    monkeypatch.setattr(Batch, "validate", lambda self, where: checked.append(where) or validate(self, where))
-    assert len(list(data_module(feed, teacher_module(feed)).train_dataloader())) > 2
-    assert checked == ["first batch"]
+def test_every_batch_of_a_source_is_checked(feed: ParquetSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, given = feed.batch, []
+
+    def broken(rows: Any, history: Any) -> Batch:
+        given.append(rows)
+        batch = batches(rows, history)
+        return batch if len(given) < 3 else replace(batch, numeric=torch.full((len(batch), 1), float("nan")))
+
+    monkeypatch.setattr(feed, "batch", broken)
+    with pytest.raises(DataError, match="numeric feature is NaN or infinite"):
+        list(data_module(feed, teacher_module(feed)).train_dataloader())
+    assert len(given) == 3
 
 
 def test_lightning_refusing_its_settings_is_a_usage_error(feed: ParquetSource, tmp_path: Path) -> None:

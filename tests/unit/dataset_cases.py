@@ -103,9 +103,11 @@ def naive_rates(past: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return (clicks + 4.0 * 0.3) / (len(past) + 4.0), math.log(1 + len(past))
 
 
-def naive_window(count: int, length: int, stride: int) -> int:
-    """First event that a row with ``count`` past events sees."""
+def naive_window(count: int, length: int, stride: int, oldest: int = 0) -> list[int]:
+    """Places of the events that a row with ``count`` past events sees."""
+    if count <= length:
+        return list(range(count))
     start = 0
-    while count > length and start < count - length:
+    while start < count - (length - oldest):
         start += stride
-    return start
+    return [*range(oldest), *range(start, count)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from core_cases import make_batch
+from core_cases import SCHEMA, make_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -39,6 +39,7 @@ BATCH = make_batch()
 assert BATCH.propensity is not None
 assert BATCH.history is not None
 PAST = BATCH.history
+SEEING = int((PAST.row_end > 0).nonzero()[0])
 LABEL = BATCH.labels["click"]
 OUTSIDE = "propensity is outside (0, 1]\n  where: b, row 2\n  to do: drop rows that could not have been shown"
 NEITHER = "label of task 'click' is neither 0 nor 1\n  where: b, row 2\n  to do: soft targets belong in a logit store"
@@ -58,6 +59,16 @@ REFUSED = {
     "row_end < 0": (history(BATCH, row_end=at(PAST.row_end, 3, -1)), BEYOND),
     "owner": (history(BATCH, row_to_history=at(PAST.row_to_history, 3, 3)), NO_HISTORY),
     "owner < 0": (history(BATCH, row_to_history=at(PAST.row_to_history, 3, -1)), NO_HISTORY),
+    "time backwards": (
+        history(BATCH, events={**PAST.events, "time": at(PAST.events["time"], 1, 0)}),
+        "time goes backwards after an event\n  where: b.history, event 0\n"
+        "  to do: sort each user's events by time before import",
+    ),
+    "sees itself": (
+        replace(BATCH, event_time=at(BATCH.event_time, SEEING, int(PAST.events["time"].min()))),
+        f"row sees an event that is not before it\n  where: b, row {SEEING}\n"
+        "  to do: cut its row_end at its own event_time",
+    ),
     "short column": (
         replace(BATCH, user_id=BATCH.user_id[:3]),
         "user_id has 3 rows, example_id has 8\n  where: b",
@@ -88,6 +99,21 @@ def test_validate_names_the_first_fault(case: str) -> None:
     with pytest.raises(DataError) as error:
         batch.validate("b")
     assert str(error.value) == message
+
+
+def test_action_codes_are_those_of_the_schema() -> None:
+    codes = 2 ** len(SCHEMA.actions)
+    assert BATCH.validate("b", SCHEMA) is BATCH
+    for code in (-1, codes):
+        wrong = history(BATCH, events={**PAST.events, "action": at(PAST.events["action"], 3, code)})
+        assert wrong.validate("b") is wrong
+        with pytest.raises(DataError) as error:
+            wrong.validate("b", SCHEMA)
+        assert str(error.value).splitlines() == [
+            f"action code outside [0, {codes}) of {', '.join(SCHEMA.actions)}",
+            "  where: b.history, event 3",
+            "  to do: give bit codes of the schema's actions; an action that it lacks is left out",
+        ]
 
 
 def test_validate_takes_what_the_contract_allows() -> None:

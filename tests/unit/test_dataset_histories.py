@@ -42,7 +42,7 @@ def check_row(batch: Batch, number: int, past: list[Any], window: HistoryWindow,
     assert history is not None
     begin = int(history.offsets[history.row_to_history[number]])
     end = begin + int(history.row_end[number])
-    seen = past[naive_window(len(past), window.length, window.stride) :]
+    seen = [past[place] for place in naive_window(len(past), window.length, window.stride, window.oldest)]
     items, genres = (source.vocabulary(name).to_pylist() for name in ("item_id", "genre"))
     assert [items[i] for i in history.events["item"][begin:end].tolist()] == [event["item"] for event in seen]
     assert [genres[i] for i in history.events["genre"][begin:end].tolist()] == [event["genre"] for event in seen]
@@ -58,13 +58,20 @@ def check_row(batch: Batch, number: int, past: list[Any], window: HistoryWindow,
     part_rows=st.sampled_from([1, 3, 7, 100]),
     length=st.integers(1, 12),
     stride=st.integers(1, 12),
+    oldest=st.integers(0, 4),
     seed=st.integers(0, 1000),
 )
 def test_a_row_sees_exactly_the_events_strictly_before_it(
-    rows: list[dict[str, Any]], extra: list[dict[str, Any]], part_rows: int, length: int, stride: int, seed: int
+    rows: list[dict[str, Any]],
+    extra: list[dict[str, Any]],
+    part_rows: int,
+    length: int,
+    stride: int,
+    oldest: int,
+    seed: int,
 ) -> None:
     rows[0]["click"], rows[1]["click"] = 0, 1  # a task needs both classes
-    window = HistoryWindow(max(length, stride), min(length, stride))
+    window = HistoryWindow(oldest + max(length, stride), min(length, stride), oldest)
     raw = log(columns(rows), SCHEMA, events=columns(extra) if extra else None, event_fields={"genre": "genre"})
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(raw, Path(folder) / "out", part_rows=part_rows)

@@ -69,6 +69,26 @@ def test_hook_module_imports_no_torch() -> None:
         ({"stochastic_length": 1.0}, "stochastic_length must be 0 or lie in (1, 2], got 1.0"),
         ({"stochastic_length": 2.5}, "stochastic_length must be 0 or lie in (1, 2], got 2.5"),
         ({"attend_recent": -1}, "attend_recent must be at least 0, got -1"),
+        ({"keep_oldest": -1}, "keep_oldest must be at least 0, got -1"),
+        (
+            {"keep_oldest": 200, "history_stride": 64},
+            "history_stride must lie in [1, max_length - keep_oldest = 56], got 64",
+        ),
+        ({"truncate_layers": 2}, "truncate_layers must lie in [0, layers = 2), got 2"),
+        ({"truncate_layers": -1}, "truncate_layers must lie in [0, layers = 2), got -1"),
+        (
+            {"truncate_layers": 1},
+            "truncate_length must lie in [1, 256] with truncate_layers 1 and max_length 256, got 0",
+        ),
+        (
+            {"truncate_length": 8},
+            "truncate_length must lie in [0, 0] with truncate_layers 0 and max_length 256, got 8",
+        ),
+        ({"stochastic_balance": True}, "stochastic_balance needs stochastic_length, got stochastic_length 0"),
+        (
+            {"checkpointing": "all"},
+            "checkpointing must be one of none, selective, full; got 'all' (did you mean 'full'?)",
+        ),
         ({"attend_oldest": 4}, "attend_oldest needs attend_recent, without which all events are attended to; got 4"),
         ({"history_stride": 0}, "history_stride must lie in [1, max_length = 256], got 0"),
         ({"history_stride": 257}, "history_stride must lie in [1, max_length = 256], got 257"),

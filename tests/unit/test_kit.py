@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dataset_cases import naive_window
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,6 +66,35 @@ def test_a_window_leaves_each_row_the_events_that_it_promises(length: int, strid
     for name, column in after.items():
         assert torch.equal(column, torch.where(seen_after, before[name], 0)), name
     cut.validate()
+
+
+@given(length=st.integers(1, 8), stride=st.integers(1, 8), oldest=st.integers(1, 3))
+def test_a_window_with_oldest_events_gives_a_row_what_it_says(length: int, stride: int, oldest: int) -> None:
+    window = HistoryWindow(oldest + max(length, stride), min(length, stride), oldest)
+    batch = sample_batch()
+    cut = windowed(batch, window).history
+    whole = batch.history
+    assert whole is not None
+    assert cut is not None
+    for row, end in enumerate(whole.row_end.tolist()):
+        begin, first = (int(each.offsets[each.row_to_history[row]]) for each in (whole, cut))
+        seen = cut.events["time"][first : first + int(cut.row_end[row])]
+        places = naive_window(end, window.length, window.stride, oldest)
+        assert torch.equal(seen, whole.events["time"][begin : begin + end][places])
+        assert len(places) <= window.length
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ((4, 5), "history needs 1 <= stride <= length, got stride 5, length 4"),
+        ((4, 3, 2), "history needs 1 <= stride <= length - oldest, got stride 3, length - oldest 2"),
+        ((4, 1, -1), "history needs oldest >= 0, got -1"),
+    ],
+)
+def test_windows_that_cannot_be(window: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HistoryWindow(*window)
 
 
 def test_no_window_is_no_history() -> None:
