@@ -81,13 +81,13 @@ class HSTULayer(nn.Module):
         residual = x if asked is None else x.index_select(0, asked)
         normal = normalise(x)
         u, v, q, k = self.project(normal, normal if asked is None else normalise(residual))
-        return self._mix(residual, u, attend(self.split(q), self.split(k), self.split(v), self.bias(), memo))
+        return self.mix(residual, u, attend(self.split(q), self.split(k), self.split(v), self.bias(), memo))
 
     def split(self, x: Tensor) -> Tensor:
         """``[*, D]`` -> ``[*, H, d]``."""
         return x.view(-1, self.heads, x.shape[1] // self.heads)
 
-    def _mix(self, residual: Tensor, u: Tensor, mixed: Tensor) -> Tensor:
+    def mix(self, residual: Tensor, u: Tensor, mixed: Tensor) -> Tensor:
         """``[S, D]`` from the residual and ``U`` ``[S, D]`` and what attention gave, ``[S, H, d]``."""
         gated = self.dropout(u * normalise(mixed.view(u.shape), self.divisor))
         result: Tensor = self.output(gated) + residual

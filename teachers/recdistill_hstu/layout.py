@@ -39,6 +39,13 @@ class Span:
         return (visible - self.recent).clamp(min=0) if self.recent else torch.zeros_like(visible)
 
 
+def ranges(begin: Tensor, lengths: Tensor) -> Tensor:
+    """``[sum(lengths)]`` int64: the numbers ``begin[i]`` to ``begin[i] + lengths[i] - 1`` of every ``i [U]``."""
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=begin.device), lengths)
+    first = lengths.cumsum(0) - lengths
+    return begin[owner] + torch.arange(len(owner), device=begin.device) - first[owner]
+
+
 @dataclass(frozen=True)
 class Layout:
     """Token positions of one batch; every attention backend reads the same one.
@@ -73,26 +80,31 @@ class Layout:
     @classmethod
     def of(cls, batch: Batch, span: Span | None = None) -> Layout:
         """The layout of all tokens of ``batch``; without histories every row sees nothing but itself."""
-        device = batch.event_time.device
-        rows = torch.zeros(len(batch), dtype=torch.long, device=device)
+        rows = torch.zeros(len(batch), dtype=torch.long, device=batch.event_time.device)
         offsets, ends, owners, event_time = rows.new_zeros(2), rows, rows, rows[:0]
         if batch.history is not None:
             offsets, ends = batch.history.offsets, batch.history.row_end
             owners, event_time = batch.history.row_to_history, batch.history.events["time"]
+        return cls.build(offsets, event_time, owners, ends, batch.event_time, span or Span())
+
+    @classmethod
+    def build(cls, offsets: Tensor, event_time: Tensor, owner: Tensor, end: Tensor, time: Tensor, span: Span) -> Layout:
+        """The layout of all events of ``offsets [U + 1]``, ``event_time [E]``, and of rows of ``owner``, ``end`` and
+        ``time``, each ``[N]``, which say whose history a row sees, how many of its events, and when."""
         lengths = offsets[1:] - offsets[:-1]
-        of_event = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
-        place = torch.arange(len(of_event), device=device) - offsets[of_event]
+        of_event = torch.repeat_interleave(torch.arange(len(lengths), device=offsets.device), lengths)
+        place = torch.arange(len(of_event), device=offsets.device) - offsets[of_event]
         return cls(
             offsets=offsets,
             event_time=event_time,
-            token=torch.arange(len(of_event) + len(batch), device=device),
-            history=torch.cat([of_event, owners]),
-            visible=torch.cat([place + 1, ends]),
-            position=torch.cat([place, ends]),
-            time=torch.cat([event_time, batch.event_time]),
-            num_rows=len(batch),
+            token=torch.arange(len(of_event) + len(owner), device=offsets.device),
+            history=torch.cat([of_event, owner]),
+            visible=torch.cat([place + 1, end]),
+            position=torch.cat([place, end]),
+            time=torch.cat([event_time, time]),
+            num_rows=len(owner),
             longest=int(lengths.max()) if len(lengths) else 0,
-            span=span or Span(),
+            span=span,
         )
 
     @property
@@ -125,21 +137,16 @@ class Layout:
         begin = self.offsets[pairs[:, 0]] + pairs[:, 1]
         lengths = torch.zeros_like(begin).scatter_reduce_(0, history, end - start, "amax")
         offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-        of_event = torch.repeat_interleave(torch.arange(len(lengths), device=begin.device), lengths)
-        place = torch.arange(len(of_event), device=begin.device) - offsets[of_event]
-        kept = begin[of_event] + place
-        rows = torch.arange(self.num_events, self.num_events + self.num_rows, device=begin.device)
-        layout = replace(
-            self,
-            offsets=offsets if len(lengths) else offsets.new_zeros(2),
-            event_time=self.event_time[kept],
-            token=torch.arange(len(kept) + self.num_rows, device=begin.device),
-            history=torch.cat([of_event, history]),
-            visible=torch.cat([place + 1, end - start]),
-            position=torch.cat([place, end - start]),
-            time=torch.cat([self.event_time[kept], self.time[self.num_events :]]),
-            longest=int(lengths.max()) if len(lengths) else 0,
+        kept = ranges(begin, lengths)
+        layout = Layout.build(
+            offsets if len(lengths) else offsets.new_zeros(2),
+            self.event_time[kept],
+            history,
+            end - start,
+            self.time[self.num_events :],
+            self.span,
         )
+        rows = torch.arange(self.num_events, self.num_events + self.num_rows, device=begin.device)
         return layout, torch.cat([kept, rows])
 
     def asking(self, chosen: Tensor) -> Layout:

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from recdistill_core.batch import Batch, Scores
-from recdistill_core.errors import ConfigError, DataError, Problem
+from recdistill_core.errors import ConfigError, DataError, Problem, UsageError
 from recdistill_core.fingerprint import module_fingerprint
 from recdistill_core.interfaces import HistoryWindow, TrainableTeacher
 from recdistill_core.schema import Schema
 from recdistill_hstu.attention import Attend, check_config, choose_backend, logger, prepare
+from recdistill_hstu.cache import Encoded, EncodedHistories, weights_of
 from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.head import ScoringHead
 from recdistill_hstu.layer import HSTULayer
 from recdistill_hstu.layout import Layout, Span
+from recdistill_hstu.scoring import evaluation, extended, require_later, score_part
 from recdistill_hstu.steps import plan_steps
 from recdistill_hstu.stochastic import stochastic_length
 from recdistill_hstu.tokens import TokenEmbedding
@@ -40,6 +42,8 @@ class HSTUTeacher(TrainableTeacher):
     Raises:
         ConfigError: if the schema has no events, or the backend can never serve the configuration on this machine.
     """
+
+    history: HistoryWindow
 
     def __init__(self, config: HSTUConfig, schema: Schema, tasks: Sequence[str]) -> None:
         super().__init__()
@@ -76,6 +80,99 @@ class HSTUTeacher(TrainableTeacher):
         events, token, newest = self._transduce(batch, layout)
         padded = torch.cat([events, events.new_zeros(1, events.shape[1])])  # the last for a row that sees no event
         return Scores(self.head(token, padded.index_select(0, newest), batch.categorical, batch.numeric))
+
+    def encode(self, events: Mapping[str, Tensor], offsets: Tensor) -> EncodedHistories:
+        """Whole histories, of any length, encoded once for :meth:`score_candidates`; see :mod:`recdistill_hstu.cache`.
+
+        Args:
+            events: ``{name: [E]}`` as in a batch, oldest first. offsets: ``[U + 1]`` int64.
+
+        Raises:
+            DataError: if the events lack a field of the schema, or their time goes backwards.
+        """
+        config, like = self.config, self.tokens.table.weight
+        histories = len(offsets) - 1
+        whole = Encoded.empty(histories, config.layers - config.truncate_layers, config, like, 0)
+        truncated = Encoded.empty(histories, config.truncate_layers, config, like, config.width)
+        nothing = EncodedHistories(
+            {name: column[:0] for name, column in events.items()},
+            torch.zeros_like(offsets),
+            whole,
+            truncated if config.truncate_layers else None,
+            like.new_zeros(histories, config.width),
+            weights_of(self),
+        )
+        return self.extend(nothing, events, offsets)
+
+    def extend(self, encoded: EncodedHistories, events: Mapping[str, Tensor], offsets: Tensor) -> EncodedHistories:
+        """``encoded`` with new events after those of each history; equal to encoding all of them again.
+
+        A history is encoded again where the window that the teacher sees of it moves on, which happens once in
+        ``history_stride`` events, and once in half of ``truncate_length`` in the truncated layers.
+
+        Args:
+            encoded: what :meth:`encode` or this gave.
+            events: ``{name: [M]}`` the new ones. offsets: ``[U + 1]`` int64 of them by history.
+
+        Raises:
+            DataError: if there are offsets of another number of histories, an event is older than one before it, or
+                the events lack a field of the schema.
+            UsageError: if the weights have changed since.
+        """
+        self._require_same_weights(encoded)
+        if len(offsets) != len(encoded.offsets):
+            raise DataError(
+                f"there are new events of {len(offsets) - 1} histories, and {len(encoded)} are encoded",
+                where="HSTUTeacher.extend",
+                fix="give one offset per history, and an empty range where a history has no new event",
+            )
+        with evaluation(self):
+            return extended(self, encoded, events, offsets, self._backend(announce=True))
+
+    def score_candidates(
+        self, encoded: EncodedHistories, rows: Batch, owner: Tensor, *, micro_batch: int = 4096
+    ) -> Scores:
+        """Logits ``{task: [N]}`` of rows that see all events of their histories; equal to :meth:`score` of them.
+
+        Args:
+            encoded: what :meth:`encode` or :meth:`extend` gave.
+            rows: ``N`` candidates; their ``history`` is not read.
+            owner: ``[N]`` int64 in ``[0, U)``, the history of each.
+            micro_batch: candidates that are computed together, >= 1; it bounds memory and changes no logit.
+
+        Raises:
+            DataError: if a row is not later than its history's newest event, or names no history.
+            UsageError: if the weights have changed since, or ``micro_batch`` is below 1.
+        """
+        self._require_same_weights(encoded)
+        if micro_batch < 1:
+            raise UsageError(
+                f"micro_batch must be at least 1, got {micro_batch}",
+                where="HSTUTeacher.score_candidates",
+                fix="lower it only as far as memory asks",
+            )
+        if owner.shape != (len(rows),) or bool(((owner < 0) | (owner >= len(encoded))).any()):
+            raise DataError(
+                f"owner must name one of {len(encoded)} histories for each of {len(rows)} rows",
+                where="HSTUTeacher.score_candidates",
+                fix="give [N] int64 in [0, number of histories)",
+            )
+        require_later(rows.event_time, encoded.last_time()[owner], owner, "candidate", strictly=True)
+        backend = self._backend(announce=True)
+        with evaluation(self):
+            parts = [
+                score_part(self, encoded, rows.rows(part), owner[part], backend)
+                for part in torch.split(torch.arange(len(rows), device=owner.device), micro_batch)
+            ]
+        return Scores({task: torch.cat([part[task] for part in parts]) for task in self.head.tasks})
+
+    def _require_same_weights(self, encoded: EncodedHistories) -> None:
+        if encoded.weights != weights_of(self):
+            raise UsageError(
+                "the teacher's weights have changed since the histories were encoded",
+                where="HSTUTeacher.encode",
+                fix="encode them again",
+            )
 
     def _transduce(self, batch: Batch, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Events ``[S - N, D]`` and rows ``[N, D]`` after the last layer, and ``[N]`` the newest event of each row.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,18 +60,34 @@ class TokenEmbedding(nn.Module):
         Raises:
             DataError: if the batch's events lack a field of the schema.
         """
-        candidates = torch.cat([batch.item_id[:, None], batch.categorical[:, self.columns]], dim=1)
-        ids = [_lookup(candidates, self.candidate_rows)]
+        ids = [self._of_candidates(batch)]
         if batch.history is not None:
-            missing = [name for name in self.fields if name not in batch.history.events]
-            if missing:
-                raise DataError(
-                    f"the batch's events lack {', '.join(missing)}",
-                    where=f"Batch.history.events: {', '.join(batch.history.events)}",
-                    fix="build batches with the source of the dataset whose schema the teacher was built with",
-                )
-            events = torch.stack([batch.history.events[name] for name in self.fields], dim=1)
-            ids.insert(0, _lookup(events, self.event_rows))
+            ids.insert(0, self._of_events(batch.history.events))
+        return self._summed(ids)
+
+    def events(self, events: Mapping[str, Tensor]) -> Tensor:
+        """``[E, D]`` of events ``{name: [E]}`` alone. Raises DataError as :meth:`forward` does."""
+        return self._summed([self._of_events(events)])
+
+    def candidates(self, batch: Batch) -> Tensor:
+        """``[N, D]`` of the rows alone."""
+        return self._summed([self._of_candidates(batch)])
+
+    def _of_candidates(self, batch: Batch) -> Tensor:
+        return _lookup(torch.cat([batch.item_id[:, None], batch.categorical[:, self.columns]], 1), self.candidate_rows)
+
+    def _of_events(self, events: Mapping[str, Tensor]) -> Tensor:
+        missing = [name for name in self.fields if name not in events]
+        if missing:
+            raise DataError(
+                f"the batch's events lack {', '.join(missing)}",
+                where=f"Batch.history.events: {', '.join(events)}",
+                fix="build batches with the source of the dataset whose schema the teacher was built with",
+            )
+        return _lookup(torch.stack([events[name] for name in self.fields], dim=1), self.event_rows)
+
+    def _summed(self, ids: Sequence[Tensor]) -> Tensor:
+        """``[M, D]`` sums of the embeddings in each row of ``ids [M_i, F_i]``, part after part."""
         counts = torch.cat([torch.full((len(part),), part.shape[1], device=part.device) for part in ids])
         starts = counts.cumsum(0) - counts
         flat = torch.cat([part.flatten() for part in ids])
