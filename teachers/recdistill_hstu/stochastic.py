@@ -1,28 +1,40 @@
-"""Stochastic length (HSTU, arXiv 2402.17152, section 3.3): in training, long histories are thinned at random."""
+"""Stochastic length (HSTU, arXiv 2402.17152, section 3.3): in training, long histories are thinned at random.
+
+``T`` is an area, the square of a length: histories of more than ``sqrt(T)`` events are left whole with probability
+``T / n ** 2`` and thinned to ``sqrt(T)`` otherwise. The published ``T`` is ``limit ** alpha``. Balanced (ULTRA-HSTU,
+arXiv 2602.16986, evens out the load of the ranks; how is not published), ``T`` is chosen by each rank so that the
+expected areas of all ranks are equal and have the published sum, and the histories that stay whole are drawn
+systematically, which keeps each one's probability and takes nearly all variance out of their number.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+from torch import distributed as dist
 
 from recdistill_core.batch import History
 
 
-def stochastic_length(history: History, limit: int, alpha: float) -> History:
+def stochastic_length(history: History, limit: int, alpha: float, *, balance: bool = False) -> History:
     """``history`` with some of the long ones thinned; draws from torch's generator of its device.
 
-    A history of ``n > limit ** (alpha / 2)`` events is left whole with probability ``limit ** alpha / n ** 2``; else
-    ``limit ** (alpha / 2)`` of its events are kept, drawn uniformly, in their order. So attention costs of the order of
-    ``limit ** alpha`` in expectation. What is kept depends on lengths alone, and a row sees those of the events before
-    it that are kept.
+    What is kept depends on lengths alone, each event of a thinned history is kept with the same probability, and a row
+    sees those of the events before it that are kept.
 
     Args:
-        history: of a batch. limit: ``N``, the longest history there can be. alpha: in (1, 2]; at 2 nothing is thinned.
+        history: of a batch.
+        limit: ``N``, the longest history there can be.
+        alpha: in (1, 2]; at 2 nothing is thinned.
+        balance: even out the load, also between the processes of a distributed run, all of which must then call this.
     """
     lengths, device = history.lengths, history.offsets.device
-    most = int(limit ** (alpha / 2))
-    whole = torch.rand(len(lengths), device=device) < limit**alpha / lengths.clamp(min=1).double().square()
+    area = balanced_area(lengths, limit**alpha) if balance else limit**alpha
+    most = int(area**0.5 + 1e-9)  # the square root of an area that is a square, too
+    chance = (area / lengths.clamp(min=1).double().square()).clamp(max=1.0)
+    whole = systematic(chance) if balance else torch.rand(len(lengths), device=device) < chance
     thinned = (lengths > most) & ~whole
     if not bool(thinned.any()):
         return history
@@ -39,3 +51,42 @@ def stochastic_length(history: History, limit: int, alpha: float) -> History:
         offsets=before[history.offsets],
         row_end=before[start + history.row_end] - before[start],
     )
+
+
+def expected_area(lengths: Tensor, area: float) -> float:
+    """Expected sum of the squares of ``lengths [U]`` after thinning to ``area``: what attention costs."""
+    square = lengths.double().square()
+    chance = (area / square.clamp(min=1.0)).clamp(max=1.0)
+    return float((chance * square + (1 - chance) * area).sum())
+
+
+def balanced_area(lengths: Tensor, area: float) -> float:
+    """The area at which this process expects the mean of what all processes expect at ``area``.
+
+    Without a distributed run that is ``area`` itself. A process whose histories are too short for its share keeps all
+    of them whole.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return area
+    share = torch.tensor([expected_area(lengths, area)], dtype=torch.float64, device=lengths.device)
+    dist.all_reduce(share)
+    target = float(share) / dist.get_world_size()
+    low, high = 1.0, float(lengths.max()) ** 2 if len(lengths) else 1.0
+    for _ in range(60):  # expected_area rises with the area; sixty halvings find it to the last bit that matters
+        middle = (low + high) / 2
+        low, high = (middle, high) if expected_area(lengths, middle) < target else (low, middle)
+    return max(1.0, high)
+
+
+def systematic(chance: Tensor) -> Tensor:
+    """``[U]`` bool, true with probability ``chance [U]``; the number of the true ones is within 1 of its expectation.
+
+    One uniform number decides for all, in order of their chances (Madow's systematic sampling), so that about as many
+    long histories as short ones are true in every draw.
+    """
+    order = chance.argsort(stable=True)
+    passed = chance[order].double().cumsum(0) + torch.rand(1, dtype=torch.float64, device=chance.device)
+    drawn = passed.floor() > torch.nn.functional.pad(passed[:-1], (1, 0), value=0.0).floor()
+    chosen = torch.empty_like(drawn)
+    chosen[order] = drawn
+    return chosen

@@ -66,15 +66,17 @@ class HSTUTeacher(TrainableTeacher):
             DataError: if a history is longer than ``max_length``, or its events lack a field of the schema.
             UsageError: if the configured backend cannot serve the tensors.
         """
-        layout = Layout.of(batch, Span(self.config.attend_recent, self.config.attend_oldest))
-        if layout.longest > self.config.max_length:
+        config = self.config
+        layout = Layout.of(batch, Span(config.attend_recent, config.attend_oldest))
+        if layout.longest > config.max_length:
             raise DataError(
-                f"a history of {layout.longest} events reached a teacher of max_length {self.config.max_length}",
+                f"a history of {layout.longest} events reached a teacher of max_length {config.max_length}",
                 where="Batch.history.offsets",
                 fix="ask the source for batches with teacher.history, or raise max_length",
             )
-        if self.training and self.config.stochastic_length and batch.history is not None:
-            thinned = stochastic_length(batch.history, self.config.max_length, self.config.stochastic_length)
+        if self.training and config.stochastic_length and batch.history is not None:
+            limit, alpha, balance = config.max_length, config.stochastic_length, config.stochastic_balance
+            thinned = stochastic_length(batch.history, limit, alpha, balance=balance)
             batch = replace(batch, history=thinned)
             layout = Layout.of(batch, layout.span)
         events, token, newest = self._transduce(batch, layout)

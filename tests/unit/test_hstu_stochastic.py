@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recdistill_core.batch import History
-from recdistill_hstu.stochastic import stochastic_length
+from recdistill_hstu.stochastic import expected_area, stochastic_length, systematic
 
 
 def history_of(lengths: list[int], rows: list[tuple[int, int]], seed: int = 0) -> History:
@@ -89,3 +93,78 @@ def test_later_events_do_not_reach_a_thinned_row() -> None:
         torch.manual_seed(3)
         logits.append(teacher.training_scores(given_batch).logits["click"].detach())
     assert torch.equal(*logits)
+
+
+def areas(lengths: list[int], area: float, draws: int, *, balance: bool) -> torch.Tensor:
+    """``[draws, U]`` squares of the lengths that are left."""
+    history = history_of(lengths, [(0, lengths[0])])
+    limit, alpha = max(lengths), math.log(area) / math.log(max(lengths))
+    torch.manual_seed(0)
+    kept = [stochastic_length(history, limit, alpha, balance=balance).lengths for _ in range(draws)]
+    return torch.stack(kept).double().square()
+
+
+def test_balancing_keeps_each_historys_chance_and_evens_out_the_sum() -> None:
+    lengths = [100] * 12 + [60] * 12 + [10] * 6
+    plain, even = (areas(lengths, 1600.0, 1000, balance=balance) for balance in (False, True))
+    chance = torch.tensor([1600 / length**2 if length > 40 else 1.0 for length in lengths]).double()
+    whole = torch.tensor(lengths).double().square()
+    for found in (plain, even):
+        share = (found == whole).double().mean(0)
+        assert bool(((share - chance).abs() < 5 * (chance * (1 - chance) / 1000).sqrt() + 1e-9).all())
+    expected = expected_area(torch.tensor(lengths), 1600.0)
+    assert float(even.sum(1).mean()) == pytest.approx(expected, rel=0.02)
+    assert float(even.sum(1).std()) < 0.4 * float(plain.sum(1).std())
+
+
+@given(lengths=st.lists(st.integers(0, 50), max_size=12), seed=st.integers(0, 999), data=st.data())
+def test_systematic_draws_differ_from_their_expected_number_by_less_than_one(
+    lengths: list[int], seed: int, data: st.DataObject
+) -> None:
+    chance = torch.tensor([data.draw(st.floats(0, 1)) for _ in lengths], dtype=torch.float64)
+    torch.manual_seed(seed)
+    assert abs(float(systematic(chance).sum()) - float(chance.sum())) < 1 + 1e-9
+
+
+RANK = """
+import sys, torch
+from torch import distributed as dist
+sys.path.insert(0, sys.argv[4])
+from hstu_cases import make_batch
+from recdistill_hstu.stochastic import expected_area, balanced_area, stochastic_length
+rank, world = int(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world)
+lengths = [100] * 8 + [70] * 8 if rank else [30] * 10 + [45] * 8
+found = balanced_area(torch.tensor(lengths), 1600.0)
+torch.manual_seed(rank)
+history = make_batch(lengths, [(0, lengths[0])]).history
+thinned = [stochastic_length(history, 100, 1.6, balance=True).lengths.double() for _ in range(200)]
+load = float(torch.stack(thinned).square().sum(1).mean())
+print(expected_area(torch.tensor(lengths), 1600.0), expected_area(torch.tensor(lengths), found), load)
+"""
+
+
+def test_two_ranks_with_other_histories_do_the_same_work(tmp_path: Path) -> None:
+    arguments = ["2", str(tmp_path / "meet"), str(Path(__file__).parent)]
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", RANK, str(rank), *arguments], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    (before, even, load), (other, other_even, other_load) = (
+        [float(word) for word in rank.communicate(timeout=120)[0].split()] for rank in ranks
+    )
+    assert other > 1.5 * before
+    assert even == pytest.approx((before + other) / 2, rel=1e-9)
+    assert other_even == pytest.approx(even, rel=1e-9)
+    assert load == pytest.approx(other_load, rel=0.05)
+
+
+def test_a_balanced_teacher_trains_on_thinned_histories_and_a_seed_repeats_it() -> None:
+    batch = make_batch([40, 38, 5], [(0, 40), (1, 33), (2, 5)])
+    teacher = make_teacher(small_config(stochastic_length=1.2, stochastic_balance=True)).train()
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(teacher.training_scores(batch).logits["click"].detach())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
