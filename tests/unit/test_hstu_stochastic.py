@@ -134,7 +134,7 @@ from hstu_cases import make_batch
 from recdistill_hstu.stochastic import expected_area, balanced_area, stochastic_length
 rank, world = int(sys.argv[1]), int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world)
-lengths = [100] * 8 + [70] * 8 if rank else [30] * 10 + [45] * 8
+lengths = [100] * 8 + [70] * 8 if rank else [60] * 10 + [45] * 4
 found = balanced_area(torch.tensor(lengths), 1600.0)
 torch.manual_seed(rank)
 history = make_batch(lengths, [(0, lengths[0])]).history
