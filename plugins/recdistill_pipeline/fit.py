@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from numpy.typing import NDArray
 
 from recdistill_core.batch import TeacherSignal
 from recdistill_core.component import BuildContext
-from recdistill_core.interfaces import LabelVersion, LogitStore, SampleSource
+from recdistill_core.errors import DataError
+from recdistill_core.interfaces import HistoryWindow, LabelVersion, LogitStore, SampleSource
 from recdistill_core.labels import LabelPolicy
 from recdistill_lightning.capture import LogitCapture
 from recdistill_lightning.capture_after import capture_after_training
@@ -25,6 +28,8 @@ from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.runconfig import TrainingConfig
 from recdistill_pipeline.scoring import rows_by_user
 from recdistill_pipeline.student_labels import label_facts, student_labels
+
+logger = logging.getLogger(__name__)
 
 
 def fit_teacher(
@@ -60,8 +65,30 @@ def fit_teacher(
         "labels": label_facts(labels, LabelPolicy.ANY_OF if len(labels) > 1 else LabelPolicy.EXACT),
         "fingerprint": module.teacher.fingerprint(),
         "description": dict(module.teacher.describe()),
+        "history": history_facts(source, module.history, split.teacher),
         "debiasers": debiaser_reports(module),
     }
+
+
+def history_facts(source: SampleSource, window: HistoryWindow | None, rows: tuple[int, int]) -> dict[str, Any]:
+    """How many of ``rows`` have more events before them than the window shows; empty where that is not known."""
+    if window is None:
+        return {}
+    try:
+        seen = source.column("history_end")[slice(*rows)]
+    except DataError:  # a source of a third party need not keep it
+        return {}
+    cut = int((seen > window.length).sum())
+    if cut:
+        kept = f"the oldest {window.oldest} and the newest" if window.oldest else "the newest"
+        logger.info(
+            "teacher: %s of %s rows have more than %s events before them and see %s of these",
+            f"{cut:,}",
+            f"{len(seen):,}",
+            f"{window.length:,}",
+            kept,
+        )
+    return {**asdict(window), "rows": len(seen), "rows_cut": cut, "longest": int(seen.max(initial=0))}
 
 
 def fit_fold(

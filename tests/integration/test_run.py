@@ -18,6 +18,7 @@ from pipeline_cases import config, run_of
 from recdistill_core.batch import Scores
 from recdistill_core.component import Component
 from recdistill_core.errors import ConfigError, DataError, IntegrityError, UsageError
+from recdistill_core.interfaces import HistoryWindow
 from recdistill_core.registry import installed
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
@@ -103,6 +104,10 @@ def test_a_run_leaves_manifest_config_report_and_plots(finished: Path) -> None:
     teacher = manifest["steps"]["seed-1/teacher"]
     assert teacher["labels"]["mode"] == "prequential"
     assert teacher["labels"]["count"] == 2250
+    seen = ParquetSource(finished / "dataset").column("history_end")[:2250]
+    length = teacher["history"]["length"]
+    assert teacher["history"]["rows_cut"] == int((seen > length).sum())
+    assert (teacher["history"]["rows"], teacher["history"]["longest"]) == (2250, int(seen.max()))
     assert manifest["steps"]["seed-1/dcn-distilled"]["labels"]["version"] == teacher["labels"]["version"]
     assert manifest["steps"]["seed-1/dcn-raw"]["labels"] is None
     assert set(teacher["files"]) >= {"model.safetensors", "trained_on.npy"}
@@ -117,6 +122,35 @@ def test_a_run_leaves_manifest_config_report_and_plots(finished: Path) -> None:
     served = safetensors.torch.load_file(finished / "seed-1/dcn-distilled/serving.safetensors")
     assert not [name for name in served if "auxiliary" in name]
     assert not list(finished.rglob(".*.part"))
+
+
+def test_histories_that_are_cut_are_counted_and_reported(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = ParquetSource(finished / "dataset")
+    seen = source.column("history_end")[10:500]
+    with caplog.at_level("INFO", logger="recdistill_pipeline.fit"):
+        facts = fit.history_facts(source, HistoryWindow(6, 2, 3), (10, 500))
+    cut = int((seen > 6).sum())
+    assert 0 < cut < 490
+    assert facts == {
+        "length": 6,
+        "stride": 2,
+        "oldest": 3,
+        "rows": 490,
+        "rows_cut": cut,
+        "longest": int(seen.max()),
+    }
+    assert caplog.messages == [
+        f"teacher: {cut} of 490 rows have more than 6 events before them and see the oldest 3 and the newest of these"
+    ]
+    assert fit.history_facts(source, None, (10, 500)) == {}
+
+    def unknown(name: str) -> None:
+        raise DataError(f"the dataset has no column {name!r}")
+
+    monkeypatch.setattr(source, "column", unknown)
+    assert fit.history_facts(source, HistoryWindow(6, 2), (10, 500)) == {}
 
 
 def test_the_same_configuration_gives_the_same_bits(finished: Path, tmp_path: Path) -> None:
