@@ -82,15 +82,22 @@ def make_decoder(config: HFConfig) -> Any:
     Its own embedding has one frozen row, which nothing reads.
 
     Raises:
-        ConfigError: for an option that the architecture does not have, or a folder whose decoder is another one.
+        ConfigError: for an option that the architecture does not have or cannot use, or a folder whose decoder is
+            another one.
         IntegrityError: for a folder whose weights cannot be read.
     """
     from transformers import AttentionInterface, AutoModel
 
     AttentionInterface.register(JAGGED, jagged_attention)
-    plain = decoder_config(config)
     kind = "sdpa" if config.backend == "padded" else JAGGED
-    decoder: Any = AutoModel.from_config(plain, attn_implementation=kind)
+    try:
+        plain = decoder_config(config)
+        decoder = AutoModel.from_config(plain, attn_implementation=kind)
+    except ConfigError:
+        raise
+    except Exception as error:  # transformers raises many kinds for settings that it cannot use
+        why = " ".join(str(error).split())[:300]
+        raise ConfigError([Problem("teacher.options", f"transformers refuses the settings: {why}")]) from error
     if config.pretrained_decoder:
         start_from(decoder, plain, Path(config.pretrained_decoder))
     decoder.get_input_embeddings().weight.requires_grad_(False)
@@ -152,6 +159,9 @@ def _check_options(config: HFConfig, known: set[str]) -> None:
                     f"{suggest(name, allowed)}; there are {', '.join(allowed)}",
                 )
             )
+    width = config.options.get("head_dim", 2)
+    if not isinstance(width, int) or width < 2 or width % 2:
+        problems.append(Problem("teacher.options.head_dim", f"must be an even number of at least 2, got {width!r}"))
     rope = config.options.get("rope_parameters", {})
     kind = rope.get("rope_type", "default") if isinstance(rope, dict) else rope
     if kind not in ROPE_TYPES:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from recdistill_core.artefact import SHARD, load_as, save_teacher
 from recdistill_core.batch import Batch, Scores
 from recdistill_core.errors import ConfigError, DataError, Problem
 from recdistill_core.fingerprint import module_fingerprint
@@ -97,6 +99,24 @@ class HFTeacher(TrainableTeacher):
         if backend == "padded":
             return encode_padded(self.decoder, x, layout, self.config.score_budget)
         return encode_packed(self.decoder, x, layout, prepare(backend, layout, self._attention))
+
+    def save_pretrained(self, folder: Path, *, overwrite: bool = False, max_shard_size: int | str = SHARD) -> None:
+        """Write config.json and safetensors; see :func:`recdistill_core.artefact.save_teacher` for the errors."""
+        save_teacher(
+            self,
+            folder,
+            component="hf",
+            config=self.config,
+            schema=self.schema,
+            tasks=self.head.tasks,
+            overwrite=overwrite,
+            max_shard_size=max_shard_size,
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> HFTeacher:
+        """What :meth:`save_pretrained` wrote; see :func:`recdistill_core.artefact.load_as` for the errors."""
+        return load_as(folder, "hf", HFConfig, cls)
 
     def fingerprint(self) -> str:
         """Hex digest of weights, configuration, tasks and feature view; equal across processes."""

@@ -167,6 +167,24 @@ def test_an_option_reaches_the_decoder_and_one_that_may_not_is_refused() -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"head_dim": 3}, "teacher.options.head_dim: must be an even number of at least 2, got 3"),
+        ({"hidden_act": "sulu"}, "teacher.options: transformers refuses the settings: 'sulu'"),
+        (
+            {"rope_parameters": {"rope_type": "yarn"}},
+            'teacher.options: transformers refuses the settings: "Missing required keys in `rope_parameters` for '
+            "'rope_type'='yarn': {'factor'}\"",
+        ),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_teacher(small_config(options=options))
+    assert caught.value.problems == (expected,)
+
+
 def test_schema_without_events_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         HFTeacher(small_config(), replace(SCHEMA, events=()), SCHEMA.tasks)
