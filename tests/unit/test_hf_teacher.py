@@ -22,7 +22,7 @@ from recdistill_core.component import BuildContext
 from recdistill_core.errors import ConfigError, DataError, IntegrityError
 from recdistill_core.interfaces import HistoryWindow, Teacher, TrainableTeacher
 from recdistill_hf import HFConfig, recdistill_teachers
-from recdistill_hf.config import ARCHITECTURES
+from recdistill_hf.config import ARCHITECTURES, BACKENDS
 from recdistill_hf.encode import encode_packed, encode_padded
 from recdistill_hf.teacher import HFTeacher, time_gaps
 from recdistill_hstu.attention import prepare
@@ -125,7 +125,7 @@ def test_hook_module_imports_neither_torch_nor_transformers() -> None:
         ),
         (
             {"backend": "paded"},
-            "backend must be one of auto, reference, chunked, xformers, padded; got 'paded' (did you mean 'padded'?)",
+            f"backend must be one of {', '.join(BACKENDS)}; got 'paded' (did you mean 'padded'?)",
         ),
     ],
 )
