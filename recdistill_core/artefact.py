@@ -60,7 +60,7 @@ class Card:
 
 def save_teacher(
     teacher: TrainableTeacher,
-    folder: Path,
+    folder: Path | str,
     *,
     component: str,
     config: Any,
@@ -83,8 +83,8 @@ def save_teacher(
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    folder = Path(folder).absolute()
-    _require_room(folder, overwrite)
+    home = Path(folder).absolute()
+    _require_room(home, overwrite)
     weights = teacher.state_dict()
     split = split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)
     card = {
@@ -97,10 +97,10 @@ def save_teacher(
         "config": asdict(config),
         "schema": schema.to_dict(),
     }
-    before = folder.with_name(f".{folder.name}.old")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    before = home.with_name(f".{home.name}.old")
+    home.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with whole_or_absent(folder) as place:
+        with whole_or_absent(home) as place:
             place.mkdir()
             for file, names in split.filename_to_tensors.items():
                 save_weights({name: weights[name] for name in names}, place / file)
@@ -109,17 +109,17 @@ def save_teacher(
                 (place / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
             (place / CARD).write_text(json.dumps(card, indent=2))
             sync_tree(place)
-            if folder.exists():
+            if home.exists():
                 shutil.rmtree(before, ignore_errors=True)
-                folder.replace(before)
+                home.replace(before)
     except BaseException:
-        if before.exists() and not folder.exists():
-            before.replace(folder)
+        if before.exists() and not home.exists():
+            before.replace(home)
         raise
     shutil.rmtree(before, ignore_errors=True)
 
 
-def read_card(folder: Path) -> Card:
+def read_card(folder: Path | str) -> Card:
     """What an artefact is, without its weights.
 
     Raises:
@@ -169,7 +169,7 @@ def read_card(folder: Path) -> Card:
         ) from error
 
 
-def load_teacher(folder: Path) -> TrainableTeacher:
+def load_teacher(folder: Path | str) -> TrainableTeacher:
     """The teacher of an artefact, whichever installed component it is of; in eval mode, on the CPU.
 
     Raises:
@@ -188,7 +188,7 @@ def load_teacher(folder: Path) -> TrainableTeacher:
     return _restored(Path(folder), card, build)
 
 
-def load_as(folder: Path, component: str, config: type[C], build: Callable[[C, Schema, tuple[str, ...]], T]) -> T:
+def load_as(folder: Path | str, component: str, config: type[C], build: Callable[[C, Schema, tuple[str, ...]], T]) -> T:
     """The teacher of an artefact of one component; what a teacher's ``from_pretrained`` calls.
 
     Args:
@@ -219,7 +219,7 @@ def _restored(folder: Path, card: Card, build: Callable[[], T]) -> T:
                 f"config.json describes no {card.component} teacher that can be built here: "
                 + "; ".join(error.problems),
                 where=str(folder / CARD),
-                fix=f"load it with recdistill {card.version}, which wrote it, or save the teacher again",
+                fix=f"use recdistill {card.version}, which wrote it, where it can run, or save the teacher again",
             ) from error
     weights = _read_weights(folder)
     _require_match(teacher.state_dict(), weights, folder)

@@ -75,7 +75,7 @@ class TrainableTeacher(nn.Module):
         """Facts for the run manifest, such as the attention backend in use."""
         return {}
 
-    def save_pretrained(self, folder: Path, *, overwrite: bool = False) -> None:
+    def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
         """Write config.json and safetensors, whole or not at all; see :mod:`recdistill_core.artefact`.
 
         Raises:

@@ -85,7 +85,7 @@ def _read(kind: Any, folder: Path, **settings: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return kind.from_pretrained(folder, local_files_only=True, **settings)
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, SafetensorError) as error:  # what transformers raises for damaged files
         raise IntegrityError(
             f"the decoder cannot be read: {' '.join(str(error).split())[:300]}",

@@ -100,7 +100,9 @@ class HFTeacher(TrainableTeacher):
             return encode_padded(self.decoder, x, layout, self.config.score_budget)
         return encode_packed(self.decoder, x, layout, prepare(backend, layout, self._attention))
 
-    def save_pretrained(self, folder: Path, *, overwrite: bool = False, max_shard_size: int | str = SHARD) -> None:
+    def save_pretrained(
+        self, folder: Path | str, *, overwrite: bool = False, max_shard_size: int | str = SHARD
+    ) -> None:
         """Write config.json and safetensors; see :func:`recdistill_core.artefact.save_teacher` for the errors."""
         save_teacher(
             self,
@@ -114,7 +116,7 @@ class HFTeacher(TrainableTeacher):
         )
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> HFTeacher:
+    def from_pretrained(cls, folder: Path | str) -> HFTeacher:
         """What :meth:`save_pretrained` wrote; see :func:`recdistill_core.artefact.load_as` for the errors."""
         return load_as(folder, "hf", HFConfig, cls)
 

@@ -94,7 +94,9 @@ class HSTUTeacher(TrainableTeacher):
         events, token = x.split([final.asked_events, final.num_rows])
         return events, token, newest
 
-    def save_pretrained(self, folder: Path, *, overwrite: bool = False, max_shard_size: int | str = SHARD) -> None:
+    def save_pretrained(
+        self, folder: Path | str, *, overwrite: bool = False, max_shard_size: int | str = SHARD
+    ) -> None:
         """Write config.json and safetensors; see :func:`recdistill_core.artefact.save_teacher` for the errors."""
         save_teacher(
             self,
@@ -108,7 +110,7 @@ class HSTUTeacher(TrainableTeacher):
         )
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> HSTUTeacher:
+    def from_pretrained(cls, folder: Path | str) -> HSTUTeacher:
         """What :meth:`save_pretrained` wrote; see :func:`recdistill_core.artefact.load_as` for the errors."""
         return load_as(folder, "hstu", HSTUConfig, cls)
 

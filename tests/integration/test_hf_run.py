@@ -20,7 +20,7 @@ from recdistill_parquet.dataset import ParquetSource
 from recdistill_pipeline.teacher_of_run import TeacherOfRun
 
 SMALL = {"seeds": [1], "students": [{"name": "mlp", "embedding": 4, "hidden": [8], "recent": 5}]}
-HF = {**{key: value for key, value in TEACHER.items() if key != "heads"}, "name": "hf", "heads": 2, "kv_heads": 1}
+HF = {**TEACHER, "name": "hf", "kv_heads": 1, "options": {"rope_parameters": {"rope_theta": 500.0}}}
 
 
 @pytest.fixture(scope="module")

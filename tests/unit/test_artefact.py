@@ -75,7 +75,7 @@ def test_a_loaded_teacher_is_the_saved_one(teacher: Saved, folder: Path) -> None
         assert torch.equal(found.score(batch).logits[task], logit)
     trainable = {name: part.requires_grad for name, part in teacher.named_parameters()}
     assert {name: part.requires_grad for name, part in found.named_parameters()} == trainable
-    any_kind = load_teacher(folder)
+    any_kind = load_teacher(str(folder))
     assert type(any_kind) is type(teacher)
     assert any_kind.fingerprint() == teacher.fingerprint()
 
@@ -288,14 +288,14 @@ AGAIN = "save the teacher again, or copy all files of the artefact"
             with_card(config={"layers": 0}),
             IntegrityError,
             "config.json describes no hstu teacher that can be built here: teacher: layers must be at least 1, got 0",
-            f"load it with recdistill {__version__}, which wrote it, or save the teacher again",
+            f"use recdistill {__version__}, which wrote it, where it can run, or save the teacher again",
         ),
         (
             with_card(config={"leyers": 1}),
             IntegrityError,
             "config.json describes no hstu teacher that can be built here: teacher.leyers: unknown key "
             "(did you mean 'layers'?); teacher 'hstu' has: ",
-            f"load it with recdistill {__version__}, which wrote it, or save the teacher again",
+            f"use recdistill {__version__}, which wrote it, where it can run, or save the teacher again",
         ),
         (
             no_weights,
