@@ -223,7 +223,10 @@ def _restored(folder: Path, card: Card, build: Callable[[], T]) -> T:
             ) from error
     weights = _read_weights(folder)
     _require_match(teacher.state_dict(), weights, folder)
-    teacher.load_state_dict(weights, assign=True)  # keeps the dtype in which the weights were saved
+    kinds = {part.dtype for part in weights.values() if part.is_floating_point()}
+    if len(kinds) == 1:  # buffers that are not saved, such as rotary frequencies, were of that dtype too
+        teacher.to(kinds.pop())
+    teacher.load_state_dict(weights, assign=True)  # keeps the dtype of each tensor
     found = teacher.fingerprint()
     if found != card.fingerprint:
         raise IntegrityError(

@@ -18,8 +18,8 @@ class HFConfig:
     """Which decoder the teacher runs, and how large it is.
 
     Attributes:
-        architecture: a ``model_type`` of transformers: gemma, gpt2, gpt_neox, llama, mistral, olmo2, phi, phi3, qwen2 or
-            qwen3.
+        architecture: a ``model_type`` of transformers: gemma, gpt2, gpt_neox, llama, mistral, olmo2, phi, phi3, qwen2
+            or qwen3.
         layers: decoder layers, >= 1.
         width: ``D``, width of a token, >= 1; an even multiple of ``heads``.
         heads: attention heads, >= 1.

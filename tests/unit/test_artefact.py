@@ -104,6 +104,8 @@ def test_the_dtype_is_kept(folder: Path) -> None:
     found = HFTeacher.from_pretrained(folder)
     assert {part.dtype for part in found.parameters()} == {torch.bfloat16}
     assert found.fingerprint() == teacher.fingerprint()
+    batch = make_batch([5, 9], [(0, 5), (1, 9)])
+    assert torch.equal(found.score(batch).logits["like"], teacher.score(batch).logits["like"])
 
 
 def test_large_weights_are_written_in_several_files(teacher: Saved, folder: Path) -> None:
