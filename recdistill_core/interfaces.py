@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from recdistill_core.batch import Batch, Scores
 from recdistill_core.engine import Engine as Engine
 from recdistill_core.engine import Job as Job
+from recdistill_core.errors import UsageError
 from recdistill_core.labels import CaptureMode as CaptureMode
 from recdistill_core.labels import LabelVersion as LabelVersion
 from recdistill_core.labels import LabelWriter as LabelWriter
@@ -73,6 +74,18 @@ class TrainableTeacher(nn.Module):
     def describe(self) -> Mapping[str, Any]:
         """Facts for the run manifest, such as the attention backend in use."""
         return {}
+
+    def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
+        """Write config.json and safetensors, whole or not at all; see :mod:`recdistill_core.artefact`.
+
+        Raises:
+            UsageError: if this teacher does not know how, or the folder holds something else.
+        """
+        raise UsageError(
+            f"a {type(self).__name__} cannot be saved as an artefact",
+            where=str(folder),
+            fix="implement save_pretrained with recdistill_core.artefact.save_teacher",
+        )
 
 
 class Student(nn.Module):

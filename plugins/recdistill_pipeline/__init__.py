@@ -1,4 +1,4 @@
-"""The jobs and their verbs: import, teacher fit, student fit, evaluate, export, run, demo, labels backfill."""
+"""The jobs and their verbs: import, teacher fit and save, student fit, evaluate, export, run, demo, labels backfill."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def recdistill_commands() -> list[Command]:
         Command("run", _lazy("run"), "Run the whole pipeline as a configuration says."),
         Command("data", _lazy("data_app"), "Import and check logs.", group=True),
         Command("teacher", _lazy("teacher_app"), "Train teachers; their logits land in the store.", group=True),
+        Command("teacher save", _lazy("save", "commands_teacher"), "Write a trained teacher as safetensors."),
         Command("student", _lazy("student_app"), "Train students from the store.", group=True),
         Command("evaluate", _lazy("evaluate"), "Evaluate a run: eta with intervals."),
         Command("export", _lazy("export"), "Export the distilled students of a finished run."),

@@ -22,7 +22,17 @@ from recdistill_core.fingerprint import digest, file_sha256
 LATE = ("exporters",)
 #: Which dataset the steps were made from.
 DATASET = "dataset.json"
-LIBRARIES = ("torch", "lightning", "torchmetrics", "numpy", "pyarrow", "duckdb", "safetensors", "xformers")
+LIBRARIES = (
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "numpy",
+    "pyarrow",
+    "duckdb",
+    "safetensors",
+    "transformers",
+    "xformers",
+)
 
 
 class RunDirectory:

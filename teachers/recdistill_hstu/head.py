@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,35 @@ from torch import Tensor, nn
 from recdistill_core.errors import ConfigError, Problem, suggest
 from recdistill_core.features import CrossLayer, FeatureEmbedding
 from recdistill_core.schema import Schema
-from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.layer import normalise
+
+
+class HeadConfig(Protocol):
+    """The part of a teacher's configuration that its head reads; see ``HSTUConfig`` for each field."""
+
+    @property
+    def width(self) -> int:
+        """``D``."""
+
+    @property
+    def context_width(self) -> int:
+        """Width of one categorical feature's embedding."""
+
+    @property
+    def leave_out(self) -> tuple[str, ...]:
+        """Features that the head does not read."""
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Widths of hidden layers."""
+
+    @property
+    def cross_layers(self) -> int:
+        """Number of cross layers."""
+
+    @property
+    def cross_rank(self) -> int:
+        """Rank of their matrices; 0: full."""
 
 
 class ScoringHead(nn.Module):
@@ -31,7 +59,7 @@ class ScoringHead(nn.Module):
         ConfigError: if ``config.leave_out`` names a feature that the dataset does not have.
     """
 
-    def __init__(self, config: HSTUConfig, schema: Schema, tasks: Sequence[str]) -> None:
+    def __init__(self, config: HeadConfig, schema: Schema, tasks: Sequence[str]) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
         self.features = FeatureEmbedding(schema, config.context_width, _read(schema, config.leave_out))

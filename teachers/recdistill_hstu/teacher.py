@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from recdistill_core.artefact import SHARD, load_as, save_teacher
 from recdistill_core.batch import Batch, Scores
 from recdistill_core.errors import ConfigError, DataError, Problem, UsageError
 from recdistill_core.fingerprint import module_fingerprint
@@ -192,6 +194,26 @@ class HSTUTeacher(TrainableTeacher):
                 x = x.index_select(0, step.passed)
         events, token = x.split([len(x) - layout.num_rows, layout.num_rows])
         return events, token, newest
+
+    def save_pretrained(
+        self, folder: Path | str, *, overwrite: bool = False, max_shard_size: int | str = SHARD
+    ) -> None:
+        """Write config.json and safetensors; see :func:`recdistill_core.artefact.save_teacher` for the errors."""
+        save_teacher(
+            self,
+            folder,
+            component="hstu",
+            config=self.config,
+            schema=self.schema,
+            tasks=self.head.tasks,
+            overwrite=overwrite,
+            max_shard_size=max_shard_size,
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> HSTUTeacher:
+        """What :meth:`save_pretrained` wrote; see :func:`recdistill_core.artefact.load_as` for the errors."""
+        return load_as(folder, "hstu", HSTUConfig, cls)
 
     def fingerprint(self) -> str:
         """Hex digest of weights, configuration, tasks and feature view; equal across processes."""

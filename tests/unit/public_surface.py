@@ -19,6 +19,7 @@ FROZEN = Path(__file__).with_suffix(".txt")
 #: What plugin authors and writers of training scripts import; a name with an underscore in front is nobody's business.
 MODULES = (
     "recdistill_core",
+    "recdistill_core.artefact",
     "recdistill_core.batch",
     "recdistill_core.cli",
     "recdistill_core.component",
@@ -41,6 +42,7 @@ MODULES = (
     "recdistill_core.selection",
     "recdistill_core.serving",
     "recdistill_core.testing",
+    "recdistill_core.weights",
     "recdistill_external",
     "recdistill_lightning",
     "recdistill_parquet.dataset",

@@ -90,7 +90,7 @@ def test_plugins_list_is_one_document(recdistill: Shell) -> None:
     assert rows["soft"]["components"][0] == {
         "kind": "loss", "name": "soft_ce", "summary": rows["soft"]["components"][0]["summary"], "also_in": [],
     }  # fmt: skip
-    assert set(rows["pipeline"]["commands"]) == {*PIPELINE, "labels backfill"}
+    assert set(rows["pipeline"]["commands"]) == {*PIPELINE, "labels backfill", "teacher save"}
     assert {row["status"] for row in rows.values()} == {"ok"}
     assert {row["distribution"] for row in rows.values()} == {"recdistill"}
     table = recdistill("plugins", "list")

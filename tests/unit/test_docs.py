@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ from recdistill_core.component import BuildContext
 from recdistill_core.config import make
 from recdistill_core.registry import installed
 from recdistill_core.shell import plugins_app
+from recdistill_hf.config import ARCHITECTURES, HFConfig
+from recdistill_hf.decoder import OPTIONS
 from recdistill_lightning import TrainerConfig
 from recdistill_parquet.dataset_writer import write_dataset
 from recdistill_pipeline.runconfig import (
@@ -114,6 +117,19 @@ def test_the_configuration_page_lists_every_key_with_its_default(heading: str) -
             assert shown == "below", name
         else:
             assert OmegaConf.to_container(OmegaConf.create(f"v: {shown}")) == {"v": default}, name
+
+
+def test_the_page_of_the_hf_teacher_lists_every_setting_option_and_architecture() -> None:
+    page = DOCS / "hf-teacher.md"
+    listed = table_of(page, "Settings")
+    assert list(listed) == [entry.name for entry in fields(HFConfig)]
+    plain = json.loads(json.dumps(asdict(HFConfig())))
+    for name, shown in listed.items():
+        assert OmegaConf.to_container(OmegaConf.create(f"v: {shown}")) == {"v": plain[name]}, name
+    text = page.read_text()
+    assert re.findall(r"`(\w+)`", text.partition("## Architectures")[2].partition(".")[0]) == list(ARCHITECTURES)
+    options = text.partition("`options` takes what the architecture has of")[2].partition(".")[0]
+    assert re.findall(r"`(\w+)`", options) == sorted(OPTIONS)
 
 
 def test_student_training_differs_from_teacher_training_as_the_page_says() -> None:
