@@ -1,14 +1,17 @@
 """Stochastic length (HSTU, arXiv 2402.17152, section 3.3): in training, long histories are thinned at random.
 
 ``T`` is an area, the square of a length: histories of more than ``sqrt(T)`` events are left whole with probability
-``T / n ** 2`` and thinned to ``sqrt(T)`` otherwise. The published ``T`` is ``limit ** alpha``. Balanced (ULTRA-HSTU,
-arXiv 2602.16986, evens out the load of the ranks; how is not published), ``T`` is chosen by each rank so that the
-expected areas of all ranks are equal and have the published sum, and the histories that stay whole are drawn
-systematically, which keeps each one's probability and takes nearly all variance out of their number.
+``T / n ** 2`` and thinned to ``sqrt(T)`` otherwise. The published ``T`` is ``limit ** alpha``.
+
+Balanced (ULTRA-HSTU, arXiv 2602.16986, evens out the load of the ranks; how is not published), each rank chooses ``T``
+so that the expected areas of all ranks are equal and have the published sum. The histories that stay whole are drawn
+systematically, which keeps each one's probability and takes most variance out of their number, and the others are
+thinned to the length at which the rank has the area that it expected.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,6 +19,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from recdistill_core.batch import History
+
+#: The least share of its area to which a rank thins where histories that stayed whole have used up what it expected.
+LEAST = 0.25
 
 
 def stochastic_length(history: History, limit: int, alpha: float, *, balance: bool = False) -> History:
@@ -30,11 +36,21 @@ def stochastic_length(history: History, limit: int, alpha: float, *, balance: bo
         alpha: in (1, 2]; at 2 nothing is thinned.
         balance: even out the load, also between the processes of a distributed run, all of which must then call this.
     """
+    area = limit**alpha
+    return thin(history, balanced_area(history.lengths, area) if balance else area, balance=balance)
+
+
+def thin(history: History, area: float, *, balance: bool) -> History:
+    """``history`` with histories longer than the root of ``area`` thinned or left whole, as the module says."""
     lengths, device = history.lengths, history.offsets.device
-    area = balanced_area(lengths, limit**alpha) if balance else limit**alpha
-    most = int(area**0.5 + 1e-9)  # the square root of an area that is a square, too
-    chance = (area / lengths.clamp(min=1).double().square()).clamp(max=1.0)
+    square = lengths.double().square()
+    chance = (area / square.clamp(min=1.0)).clamp(max=1.0)
     whole = systematic(chance) if balance else torch.rand(len(lengths), device=device) < chance
+    if balance:
+        fixed = whole | (square <= area)
+        left = expected_area(lengths, area) - float(square[fixed].sum())
+        area = max(area_of(square[~fixed], left), area * LEAST)
+    most = int(area**0.5 + 1e-9)  # the square root of an area that is a square, too
     thinned = (lengths > most) & ~whole
     if not bool(thinned.any()):
         return history
@@ -70,11 +86,26 @@ def balanced_area(lengths: Tensor, area: float) -> float:
         return area
     share = torch.tensor([expected_area(lengths, area)], dtype=torch.float64, device=lengths.device)
     dist.all_reduce(share)
-    target = float(share) / dist.get_world_size()
-    low, high = 1.0, float(lengths.max()) ** 2 if len(lengths) else 1.0
-    for _ in range(60):  # expected_area rises with the area; sixty halvings find it to the last bit that matters
+    return area_for(lengths, float(share) / dist.get_world_size())
+
+
+def area_for(lengths: Tensor, target: float) -> float:
+    """The area at which ``lengths [U]`` cost ``target`` in expectation, or the smallest that leaves all whole."""
+    return _solve(lambda area: expected_area(lengths, area), target, float(lengths.max()) ** 2 if len(lengths) else 1.0)
+
+
+def area_of(squares: Tensor, target: float) -> float:
+    """The area to which histories of ``squares [U]`` are cut so that they cost ``target``, or the largest of them."""
+    highest = float(squares.max()) if len(squares) else 1.0
+    return _solve(lambda area: float(squares.clamp(max=area).sum()), target, highest)
+
+
+def _solve(cost: Callable[[float], float], target: float, high: float) -> float:
+    """Where ``cost``, which rises with the area, is ``target`` between 1 and ``high``, or the nearer end."""
+    low = 1.0
+    for _ in range(60):  # sixty halvings find it to the last bit that matters
         middle = (low + high) / 2
-        low, high = (middle, high) if expected_area(lengths, middle) < target else (low, middle)
+        low, high = (middle, high) if cost(middle) < target else (low, middle)
     return max(1.0, high)
 
 
