@@ -33,9 +33,7 @@ def with_own_silu(layout: Layout, out: Tensor, q: Tensor, k: Tensor, v: Tensor, 
     return torch.cat([seen, (candidate + weight * value).to(out.dtype)])
 
 
-def with_own_softmax(
-    layout: Layout, out: Tensor, total: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias
-) -> Tensor:
+def with_own_softmax(layout: Layout, out: Tensor, total: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
     """The same for softmax attention.
 
     Args:

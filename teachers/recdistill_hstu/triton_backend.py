@@ -125,7 +125,9 @@ class BlockedAttention(torch.autograd.Function):
             given = (q, k, v, grad_out, grad_q, grad_position, grad_time)
             wanted = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
             _launch("backward_query", plan.query_blocks, given, q, weights, ctx.attention, plan, GRAD_BIAS=wanted)
-            _launch("backward_key", plan.key_blocks, (q, k, v, grad_out, grad_k, grad_v), q, weights, ctx.attention, plan)
+            _launch(
+                "backward_key", plan.key_blocks, (q, k, v, grad_out, grad_k, grad_v), q, weights, ctx.attention, plan
+            )
         return (
             grad_q,
             grad_k,

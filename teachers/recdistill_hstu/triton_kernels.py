@@ -11,10 +11,10 @@ The bias is never written down: its position weight is looked up by distance and
 :func:`recdistill_hstu.bias.time_bucket` exactly, see ``_bucket``.
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -35,7 +35,7 @@ _NEAR = tl.constexpr(1e-3)
 
 
 @triton.jit
-def _bucket(elapsed: Any, edges: Any) -> Any:
+def _bucket(elapsed, edges):
     """Time bucket of int64 ms: by a logarithm in float32, and close to an edge by comparing whole milliseconds."""
     elapsed = tl.abs(elapsed)
     scaled = tl.log2(tl.maximum(elapsed, 1000).to(tl.float32)) * _PER_OCTAVE - _AT_ONE_SECOND
@@ -47,7 +47,21 @@ def _bucket(elapsed: Any, edges: Any) -> Any:
 
 
 @triton.jit
-def _dot(a: Any, b: Any, acc: Any, PRECISION: tl.constexpr) -> Any:
+def _buckets(elapsed, now_low, now_high, key_low, key_high, edges):
+    """Time buckets of a tile of ``elapsed`` ms, between queries and keys whose times lie in the given ranges.
+
+    Buckets grow by a factor, so most tiles far from the diagonal lie in one: they cost two logarithms.
+    """
+    low, high = _bucket(now_low - key_high, edges), _bucket(now_high - key_low, edges)
+    if (now_low >= key_high) & (low == high):
+        found = tl.zeros_like(elapsed).to(tl.int32) + low
+    else:
+        found = _bucket(elapsed, edges)
+    return found
+
+
+@triton.jit
+def _dot(a, b, acc, PRECISION: tl.constexpr):
     """``acc + a @ b`` in float32. Triton's interpreter cannot multiply bfloat16: it is given the same numbers widened."""
     if PRECISION == "widened":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
@@ -55,7 +69,7 @@ def _dot(a: Any, b: Any, acc: Any, PRECISION: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _seen(place: Any, visible: Any, RECENT: tl.constexpr, OLDEST: tl.constexpr) -> Any:
+def _seen(place, visible, RECENT: tl.constexpr, OLDEST: tl.constexpr):
     """Whether a query with ``visible`` events attends to the one at ``place``."""
     seen = place < visible
     if RECENT > 0:
@@ -65,15 +79,15 @@ def _seen(place: Any, visible: Any, RECENT: tl.constexpr, OLDEST: tl.constexpr) 
 
 @triton.jit
 def _with_bias(
-    score: Any,
-    seen: Any,
-    distance: Any,
-    bucket: Any,
-    w_position: Any,
-    w_time: Any,
+    score,
+    seen,
+    distance,
+    bucket,
+    w_position,
+    w_time,
     HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr,
-) -> Any:
+):
     """Scores plus the weights of distance and bucket, where they are seen."""
     if HAS_POSITION:
         score += tl.load(w_position + distance, mask=seen, other=0.0).to(tl.float32)
@@ -83,7 +97,7 @@ def _with_bias(
 
 
 @triton.jit
-def _rows(source: Any, row: Any, head: Any, real: Any, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr) -> Any:
+def _rows(source, row, head, real, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """``[I, BLOCK_D]`` of one head at ``row [I]``; 0 where not ``real`` and beyond the head's width."""
     d = tl.arange(0, BLOCK_D)
     at = (row.to(tl.int64) * H + head) * D
@@ -91,9 +105,7 @@ def _rows(source: Any, row: Any, head: Any, real: Any, H: tl.constexpr, D: tl.co
 
 
 @triton.jit
-def _store(
-    target: Any, row: Any, head: Any, real: Any, value: Any, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
-) -> None:
+def _store(target, row, head, real, value, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Write ``[I, BLOCK_D]`` where :func:`_rows` reads."""
     d = tl.arange(0, BLOCK_D)
     at = (row.to(tl.int64) * H + head) * D
@@ -103,11 +115,11 @@ def _store(
 
 @triton.jit
 def _forward_keys(
-    acc: Any, query: Any, k: Any, v: Any, base: Any, start: Any, stop: Any, head: Any,
-    visible: Any, position: Any, moment: Any, event_time: Any, w_position: Any, w_time: Any, edges: Any,
+    acc, query, k, v, base, start, stop, head,
+    visible, position, moment, event_time, w_position, w_time, edges,
     H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-) -> Any:  # fmt: skip
+):  # fmt: skip
     """``acc [M, D]`` plus the attention of a block of queries to the places ``start:stop``."""
     for first in range(start, stop, BLOCK_N):
         place = first + tl.arange(0, BLOCK_N)
@@ -117,8 +129,11 @@ def _forward_keys(
         seen = _seen(place[None, :], visible[:, None], RECENT, OLDEST) & real[None, :]
         bucket = position[:, None]
         if HAS_TIME:
-            key_time = tl.load(event_time + base + place, mask=real, other=0)
-            bucket = _bucket(moment[:, None] - key_time[None, :], edges)
+            key_time = tl.load(event_time + base + tl.minimum(place, stop - 1))
+            bucket = _buckets(
+                moment[:, None] - key_time[None, :], tl.min(moment, 0), tl.max(moment, 0), tl.min(key_time, 0),
+                tl.max(key_time, 0), edges,
+            )  # fmt: skip
         score = _dot(query, tl.trans(key), None, PRECISION)
         distance = position[:, None] - place[None, :]
         score = _with_bias(score, seen, distance, bucket, w_position, w_time, HAS_POSITION, HAS_TIME)
@@ -129,12 +144,12 @@ def _forward_keys(
 
 @triton.jit
 def forward(
-    q: Any, k: Any, v: Any, out: Any, blocks: Any, visible: Any, position: Any, moment: Any, event_time: Any,
-    w_position: Any, w_time: Any, edges: Any,
+    q, k, v, out, blocks, visible, position, moment, event_time,
+    w_position, w_time, edges,
     H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """``out [S, H, D]``: sums over history events. Grid: query blocks, heads."""
     block, head = blocks + tl.program_id(0) * _COLUMNS_Q, tl.program_id(1)
     row, rows, base = tl.load(block), tl.load(block + 1), tl.load(block + 2)
@@ -142,7 +157,8 @@ def forward(
     here = tl.arange(0, BLOCK_M)
     real, here = here < rows, here + row
     seen_by = tl.load(visible + here, mask=real, other=0)
-    at, now = tl.load(position + here, mask=real, other=0), tl.load(moment + here, mask=real, other=0)
+    at = tl.load(position + here, mask=real, other=0)
+    now = tl.load(moment + tl.minimum(here, row + rows - 1))
     query = _rows(q, here, head, real, H, D, BLOCK_D)
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     if OLDEST > 0:
@@ -158,7 +174,7 @@ def forward(
 
 
 @triton.jit
-def _score_gradient(score: Any, upward: Any, seen: Any) -> Any:
+def _score_gradient(score, upward, seen):
     """Gradient of a score from the gradient ``upward`` of its weight ``SiLU(score)``."""
     share = tl.sigmoid(score)
     return tl.where(seen, upward * share * (1.0 + score * (1.0 - share)), 0.0)
@@ -166,13 +182,13 @@ def _score_gradient(score: Any, upward: Any, seen: Any) -> Any:
 
 @triton.jit
 def _query_keys(
-    acc: Any, query: Any, upward: Any, k: Any, v: Any, base: Any, start: Any, stop: Any, head: Any,
-    visible: Any, position: Any, moment: Any, event_time: Any, w_position: Any, w_time: Any, edges: Any,
-    grad_position: Any, grad_time: Any,
+    acc, query, upward, k, v, base, start, stop, head,
+    visible, position, moment, event_time, w_position, w_time, edges,
+    grad_position, grad_time,
     H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr, GRAD_BIAS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
-) -> Any:  # fmt: skip
+):  # fmt: skip
     """``acc [M, D]`` plus the gradient of a block of queries from the places ``start:stop``; adds to the bias's."""
     for first in range(start, stop, BLOCK_N):
         place = first + tl.arange(0, BLOCK_N)
@@ -183,8 +199,11 @@ def _query_keys(
         distance = position[:, None] - place[None, :]
         bucket = distance
         if HAS_TIME:
-            key_time = tl.load(event_time + base + place, mask=real, other=0)
-            bucket = _bucket(moment[:, None] - key_time[None, :], edges)
+            key_time = tl.load(event_time + base + tl.minimum(place, stop - 1))
+            bucket = _buckets(
+                moment[:, None] - key_time[None, :], tl.min(moment, 0), tl.max(moment, 0), tl.min(key_time, 0),
+                tl.max(key_time, 0), edges,
+            )  # fmt: skip
         score = _dot(query, tl.trans(key), None, PRECISION)
         score = _with_bias(score, seen, distance, bucket, w_position, w_time, HAS_POSITION, HAS_TIME)
         grad = _score_gradient(score, _dot(upward, tl.trans(value), None, PRECISION), seen)
@@ -203,12 +222,12 @@ def _query_keys(
 
 @triton.jit
 def backward_query(
-    q: Any, k: Any, v: Any, grad_out: Any, grad_q: Any, grad_position: Any, grad_time: Any,
-    blocks: Any, visible: Any, position: Any, moment: Any, event_time: Any, w_position: Any, w_time: Any, edges: Any,
+    q, k, v, grad_out, grad_q, grad_position, grad_time,
+    blocks, visible, position, moment, event_time, w_position, w_time, edges,
     H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr, GRAD_BIAS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Gradients of queries and bias; ``grad_time`` has a row for each query block. Grid: query blocks, heads."""
     block, head = blocks + tl.program_id(0) * _COLUMNS_Q, tl.program_id(1)
     row, rows, base = tl.load(block), tl.load(block + 1), tl.load(block + 2)
@@ -216,7 +235,8 @@ def backward_query(
     here = tl.arange(0, BLOCK_M)
     real, here = here < rows, here + row
     seen_by = tl.load(visible + here, mask=real, other=0)
-    at, now = tl.load(position + here, mask=real, other=0), tl.load(moment + here, mask=real, other=0)
+    at = tl.load(position + here, mask=real, other=0)
+    now = tl.load(moment + tl.minimum(here, row + rows - 1))
     query, upward = _rows(q, here, head, real, H, D, BLOCK_D), _rows(grad_out, here, head, real, H, D, BLOCK_D)
     of_block = grad_time + tl.program_id(0) * _BUCKETS
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
@@ -236,12 +256,12 @@ def backward_query(
 
 @triton.jit
 def backward_key(
-    q: Any, k: Any, v: Any, grad_out: Any, grad_k: Any, grad_v: Any,
-    blocks: Any, visible: Any, position: Any, moment: Any, event_time: Any, w_position: Any, w_time: Any, edges: Any,
+    q, k, v, grad_out, grad_k, grad_v,
+    blocks, visible, position, moment, event_time, w_position, w_time, edges,
     H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Gradients of keys and values; scores stand as ``[N, M]``, key by query. Grid: key blocks, heads."""
     block, head = blocks + tl.program_id(0) * _COLUMNS_K, tl.program_id(1)
     base, first, count = tl.load(block), tl.load(block + 1), tl.load(block + 2)
@@ -249,7 +269,7 @@ def backward_key(
     place = tl.arange(0, BLOCK_N)
     real, place = place < count, place + first
     key, value = _rows(k, base + place, head, real, H, D, BLOCK_D), _rows(v, base + place, head, real, H, D, BLOCK_D)
-    key_time = tl.load(event_time + base + place, mask=real, other=0)
+    key_time = tl.load(event_time + base + tl.minimum(place, first + count - 1))
     acc_k = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     acc_v = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     for row in range(start, stop, BLOCK_M):
@@ -262,8 +282,11 @@ def backward_key(
         distance = at[None, :] - place[:, None]
         bucket = distance
         if HAS_TIME:
-            now = tl.load(moment + here, mask=there, other=0)
-            bucket = _bucket(now[None, :] - key_time[:, None], edges)
+            now = tl.load(moment + tl.minimum(here, stop - 1))
+            bucket = _buckets(
+                now[None, :] - key_time[:, None], tl.min(now, 0), tl.max(now, 0), tl.min(key_time, 0),
+                tl.max(key_time, 0), edges,
+            )  # fmt: skip
         score = _dot(key, tl.trans(query), None, PRECISION)
         score = _with_bias(score, seen, distance, bucket, w_position, w_time, HAS_POSITION, HAS_TIME)
         weight = tl.where(seen, score * tl.sigmoid(score), 0.0)
