@@ -27,7 +27,7 @@ def own_scores(layout: Layout, q: Tensor, k: Tensor, bias: Bias) -> Tensor:
 
 def with_own_silu(layout: Layout, out: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
     """``out [S, H, d]`` of SiLU attention to history events, with each candidate's attention to itself added."""
-    seen, candidate = out.split([layout.asked_events, layout.num_rows])
+    seen, candidate = out[: layout.asked_events], out[layout.asked_events :]
     weight = functional.silu(own_scores(layout, q, k, bias))[..., None]
     value = v[layout.token[layout.asked_events :]].to(weight.dtype)
     return torch.cat([seen, (candidate + weight * value).to(out.dtype)])
@@ -42,7 +42,7 @@ def with_own_softmax(layout: Layout, out: Tensor, total: Tensor, q: Tensor, k: T
         total: ``[S, H]`` log of the sum of the exponentials of its scores, wide; very low for such a token.
         q: ``[S, H, d]``, divided by ``sqrt(d)``. k, v: ``[T, H, d]``. bias: of the layer.
     """
-    seen, candidate = out.split([layout.asked_events, layout.num_rows])
+    seen, candidate = out[: layout.asked_events], out[layout.asked_events :]
     share = torch.sigmoid(own_scores(layout, q, k, bias) - total[layout.asked_events :])[..., None]
     value = v[layout.token[layout.asked_events :]].to(share.dtype)
     return torch.cat([seen, (candidate + share * (value - candidate)).to(out.dtype)])

@@ -1,7 +1,7 @@
 """SiLU attention by Triton kernels: jagged, without padding, linear in memory; autotuned on CUDA.
 
-On a machine without CUDA the kernels run in Triton's interpreter, where ``TRITON_INTERPRET=1`` was set before Triton was
-imported. That is for tests: it is slow.
+On a machine without CUDA the kernels run in Triton's interpreter, where ``TRITON_INTERPRET=1`` was set before Triton
+was imported. That is for tests: it is slow.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recdistill_hstu.bias import TIME_BUCKETS, Bias
+from recdistill_hstu.bias import TIME_BUCKETS, Bias, bucket_edges
 from recdistill_hstu.layout import Layout
 from recdistill_hstu.own import with_own_silu
-from recdistill_hstu.triton_plan import TritonPlan, bucket_edges
+from recdistill_hstu.triton_plan import TritonPlan
 
 #: Widest head that the kernels hold in registers and shared memory.
 WIDEST_HEAD = 256
@@ -48,30 +48,30 @@ class TritonAttention:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.edges = bucket_edges().to(layout.history.device)
-        self.plans: dict[int, TritonPlan] = {}
+        self.edges = torch.tensor(bucket_edges(), device=layout.history.device)
+        self.plans: dict[tuple[int, int], TritonPlan] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
-        plan = self.plan(q.shape[2])
+        plan = self.plan(*block_sizes(q.shape[2], q.dtype))
         attend: Any = BlockedAttention.apply  # torch ships it without types
         found = attend(q.index_select(0, plan.order), k.contiguous(), v.contiguous(), *bias, self, plan)
         out = q.new_zeros(q.shape).index_copy(0, plan.order, found)
         return with_own_silu(self.layout, out, q, k, v, bias)
 
-    def plan(self, width: int) -> TritonPlan:
-        """The blocks for heads of ``width``, made once."""
-        size = block_size(width)
-        if size not in self.plans:
-            self.plans[size] = TritonPlan.of(self.layout, size, size)
-        return self.plans[size]
+    def plan(self, queries: int, keys: int) -> TritonPlan:
+        """The blocks of ``queries`` tokens and of ``keys`` events, made once."""
+        if (queries, keys) not in self.plans:
+            self.plans[queries, keys] = TritonPlan.of(self.layout, queries, keys)
+        return self.plans[queries, keys]
 
 
-def block_size(width: int) -> int:
-    """Tokens of a block: fewer where heads are so wide that a block would not fit into registers."""
+def block_sizes(width: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Queries of a query block and events of a key block: as many as a multiprocessor's registers hold."""
     if interpreted():
-        return INTERPRETED_BLOCK
-    return BLOCK if width <= 128 else BLOCK // 2
+        return INTERPRETED_BLOCK, INTERPRETED_BLOCK
+    shrink = 2 if dtype == torch.float32 else 1
+    return (BLOCK if width <= 128 else BLOCK // 2) // shrink, (BLOCK if width <= 64 else BLOCK // 2) // shrink
 
 
 def precision(dtype: torch.dtype) -> str | None:
@@ -151,7 +151,8 @@ def _launch(
 ) -> None:
     """Run a kernel over ``blocks`` and the heads of ``q``."""
     _, heads, width = q.shape
-    span, size = attention.layout.span, block_size(width)
+    span, (queries, keys) = attention.layout.span, block_sizes(width, q.dtype)
+    by_key = name == "backward_key"
     shapes = {
         "H": heads,
         "D": width,
@@ -161,10 +162,10 @@ def _launch(
         "HAS_TIME": weights[1] is not None,
         "PRECISION": precision(q.dtype),
         "BLOCK_D": max(16, 1 << (width - 1).bit_length()),
-        ("BLOCK_N" if name == "backward_key" else "BLOCK_M"): size,
+        ("BLOCK_N" if by_key else "BLOCK_M"): keys if by_key else queries,
     }
     if interpreted():
-        shapes["BLOCK_M" if name == "backward_key" else "BLOCK_N"] = size
+        shapes["BLOCK_M" if by_key else "BLOCK_N"] = INTERPRETED_BLOCK
     absent = attention.edges  # a kernel is compiled without what it has no weights for, and never reads it
     bias = [absent if weight is None else weight for weight in weights]
     layout = (plan.visible, plan.position, plan.moment, plan.event_time)

@@ -11,7 +11,7 @@ The bias is never written down: its position weight is looked up by distance and
 :func:`recdistill_hstu.bias.time_bucket` exactly, see ``_bucket``.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 from __future__ import annotations
 
 import math
@@ -62,7 +62,7 @@ def _buckets(elapsed, now_low, now_high, key_low, key_high, edges):
 
 @triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):
-    """``acc + a @ b`` in float32. Triton's interpreter cannot multiply bfloat16: it is given the same numbers widened."""
+    """``acc + a @ b`` in float32. Triton's interpreter cannot multiply bfloat16: it gets the same numbers widened."""
     if PRECISION == "widened":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     return tl.dot(a, b, acc, input_precision=PRECISION)

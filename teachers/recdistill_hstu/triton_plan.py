@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from recdistill_hstu.bias import TIME_BUCKETS, time_bucket
 from recdistill_hstu.layout import Layout
 
 
@@ -86,27 +84,3 @@ def _blocks(counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
     pieces = (counts + size - 1) // size
     owner = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), pieces)
     return owner, torch.arange(len(owner), device=counts.device) - (pieces.cumsum(0) - pieces)[owner]
-
-
-@cache
-def bucket_edges() -> Tensor:
-    """``[129]`` int64: the least ms whose time bucket is at least ``b``; the largest int64 where there is none.
-
-    Found by bisection with :func:`time_bucket` itself, which grows with elapsed time, so that a comparison with an edge
-    decides as it does, however a device rounds a logarithm.
-    """
-    most = torch.iinfo(torch.int64).max
-    edges = [0]
-    for bucket in range(1, TIME_BUCKETS):
-        below, above = edges[-1], most
-        if int(time_bucket(torch.tensor([above]))) < bucket:
-            edges.append(most)
-            continue
-        while above - below > 1:
-            middle = (below + above) // 2
-            if int(time_bucket(torch.tensor([middle]))) < bucket:
-                below = middle
-            else:
-                above = middle
-        edges.append(above)
-    return torch.tensor(edges)
