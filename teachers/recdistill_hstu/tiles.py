@@ -77,7 +77,7 @@ def plan_tiles(layout: Layout, order: Tensor, *, heads: int, budget: int) -> lis
     start, size, keys, oldest, first = _cut(layout, order, heads, budget)
     begin = layout.offsets[layout.history[order[start]]]
     groups, widths, heights = [], keys.tolist(), size.tolist()
-    for members in _group(widths, heights, budget // heads):
+    for members in group_similar(widths, heights, budget // heads):
         index = torch.tensor(members, device=order.device)
         here = torch.arange(max(heights[tile] for tile in members), device=order.device)
         padded = here >= size[index][:, None]
@@ -116,7 +116,7 @@ def _cut(layout: Layout, order: Tensor, heads: int, budget: int) -> tuple[Tensor
     return start, size, keys, oldest, first
 
 
-def _group(keys: list[int], sizes: list[int], budget: int) -> list[list[int]]:
+def group_similar(keys: list[int], sizes: list[int], budget: int) -> list[list[int]]:
     """Tiles of similar shape, as lists of their numbers; a group's padded area is at most ``budget`` or one tile."""
     ranked = sorted(range(len(keys)), key=lambda tile: (-_coarse(keys[tile]), -sizes[tile]))
     groups: list[list[int]] = []
