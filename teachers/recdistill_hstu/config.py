@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from recdistill_core.errors import suggest
 
 ATTENTIONS = ("silu", "softmax")
-BACKENDS = ("auto", "reference", "chunked", "xformers")
+BACKENDS = ("auto", "reference", "chunked", "sdpa", "triton", "xformers")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class HSTUConfig:
             random, so that attention costs ``max_length ** alpha``; 0: never. Logits that are captured while training
             come from thinned histories then.
         attention: ``silu`` (the paper) or ``softmax``.
-        backend: ``auto``, ``reference`` (slow, for tests), ``chunked`` (any device) or ``xformers`` (softmax without
-            biases, CUDA).
+        backend: ``auto``, ``reference`` (slow, for tests), ``chunked`` (any device), ``sdpa`` (softmax, any device),
+            ``triton`` (silu, CUDA) or ``xformers`` (softmax without biases, CUDA).
         position_bias: add ``w_pos[distance]`` to the attention scores.
         time_bias: add ``w_time[bucket(seconds between the two)]`` to the attention scores.
         added_action: add an embedding of the action code to each event token; a candidate never has one.

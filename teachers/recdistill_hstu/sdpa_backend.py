@@ -109,10 +109,10 @@ def _causal(index: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """``[B * L, H, d]`` of whole histories, whose events are at ``index [B, L]``; padding sees anything."""
     if len(index) == 1:  # one history: no copy
         first, last = int(index[0, 0]), int(index[0, -1]) + 1
-        parts = [x[first:last].transpose(0, 1)[None] for x in (q, k, v)]
+        query, key, value = (x[first:last].transpose(0, 1)[None] for x in (q, k, v))
     else:
-        parts = [_gather(x, index.clamp(max=len(q) - 1)) for x in (q, k, v)]
-    found = functional.scaled_dot_product_attention(*parts, is_causal=True)
+        query, key, value = (_gather(x, index.clamp(max=len(q) - 1)) for x in (q, k, v))
+    found = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     return found.transpose(1, 2).flatten(0, 1)
 
 

@@ -6,7 +6,6 @@ was imported. That is for tests: it is slow.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 from typing import Any
 
@@ -19,17 +18,10 @@ from recdistill_hstu.layout import Layout
 from recdistill_hstu.own import with_own_silu
 from recdistill_hstu.triton_plan import TritonPlan
 
-#: Widest head that the kernels hold in registers and shared memory.
-WIDEST_HEAD = 256
 #: Queries of a query block, and events of a key block.
 BLOCK = 128
 #: In the interpreter: small, so that short histories have several blocks.
 INTERPRETED_BLOCK = 16
-
-
-def installed() -> bool:
-    """Whether the package triton is there; does not import it."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def interpreted() -> bool:
@@ -166,6 +158,8 @@ def _launch(
     }
     if interpreted():
         shapes["BLOCK_M" if by_key else "BLOCK_N"] = INTERPRETED_BLOCK
+    else:
+        shapes["enable_fp_fusion"] = True  # Triton 3.9 warns where it must guess
     absent = attention.edges  # a kernel is compiled without what it has no weights for, and never reads it
     bias = [absent if weight is None else weight for weight in weights]
     layout = (plan.visible, plan.position, plan.moment, plan.event_time)
