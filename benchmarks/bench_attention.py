@@ -9,6 +9,7 @@ git clone it anywhere and give the folder with --rival. It is imported from ther
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import sys
 import time
@@ -199,13 +200,14 @@ def rival(folder: str) -> Way:
     """The public Triton kernel of SiLU attention without bias, from a checkout of generative-recommenders."""
     sys.path.insert(0, folder)
     kernel = importlib.import_module("generative_recommenders.ops.triton.triton_hstu_attention").triton_hstu_mha
+    older = {"causal": True} if "causal" in inspect.signature(kernel).parameters else {}
 
     def make(count: int, length: int, width: int) -> Callable[[], Tensor]:
         q, k, v = (leaf(count * length, HEADS, width, dtype=torch.bfloat16, device="cuda") for _ in range(3))
         offsets = torch.arange(count + 1, device="cuda") * length
 
         def work() -> Tensor:
-            found: Tensor = kernel(N=length, alpha=1.0, q=q, k=k, v=v, seq_offsets=offsets)
+            found: Tensor = kernel(N=length, alpha=1.0, q=q, k=k, v=v, seq_offsets=offsets, **older)
             return found
 
         return work

@@ -85,8 +85,8 @@ class StripBias:
         return sums._replace(position=sums.position[: self.layout.longest + 1].flip(0))
 
     def _start(self, strip: Strip, piece: Piece) -> Tensor:
-        """``[Q]`` places in ``reversed`` of the weights of the piece's first event."""
-        return self.layout.longest - strip.position + piece.place
+        """``[Q]`` places in ``reversed`` of the weights of the piece's first event; past them all if it lies ahead."""
+        return (self.layout.longest - strip.position + piece.place).clamp(max=self.layout.longest + 1)
 
     def _unseen(self, strip: Strip, piece: Piece) -> Tensor:
         place = torch.arange(piece.place, piece.place + piece.stop - piece.first, device=strip.visible.device)

@@ -20,6 +20,8 @@ from recdistill_hstu.triton_plan import TritonPlan
 
 #: Queries of a query block, and events of a key block.
 BLOCK = 128
+#: Most elements of an inner block, tokens by width, that are tried; those of float32 count twice.
+INNER_ELEMENTS = 8192
 #: In the interpreter: small, so that short histories have several blocks.
 INTERPRETED_BLOCK = 16
 
@@ -163,7 +165,9 @@ def _launch(
     absent = attention.edges  # a kernel is compiled without what it has no weights for, and never reads it
     bias = [absent if weight is None else weight for weight in weights]
     layout = (plan.visible, plan.position, plan.moment, plan.event_time)
-    kernel(name)[(len(blocks), heads)](*tensors, blocks, *layout, *bias, attention.edges, **shapes, **flags)
+    device_of: Any = torch.cuda.device_of  # torch ships it without types
+    with device_of(q):  # Triton launches on the current device
+        kernel(name)[(len(blocks), heads)](*tensors, blocks, *layout, *bias, attention.edges, **shapes, **flags)
 
 
 @cache
@@ -180,10 +184,18 @@ def kernel(name: str) -> Any:
     configs = [
         triton.Config({inner: size}, num_warps=warps, num_stages=stages)
         for size in (32, 64, 128)
-        for warps in (4, 8)
+        for warps in (8, 4)
         for stages in (2, 3)
     ]
     # each trial adds to the gradient of the bias again
     sums = ["grad_position", "grad_time"] if name == "backward_query" else None
     key = ["D", "RECENT", "OLDEST", "HAS_POSITION", "HAS_TIME"]
-    return triton.autotune(configs, key=key, reset_to_zero=sums)(plain)
+    return triton.autotune(configs, key=key, reset_to_zero=sums, prune_configs_by={"early_config_prune": fitting})(
+        plain
+    )
+
+
+def fitting(configs: list[Any], named: dict[str, Any], **given: Any) -> list[Any]:
+    """The configurations whose inner block fits beside the outer one: trying the others takes minutes for nothing."""
+    width = given["BLOCK_D"] * (2 if given["PRECISION"] == "ieee" else 1)
+    return [config for config in configs if max(config.kwargs.values()) * width <= INNER_ELEMENTS] or configs[:1]

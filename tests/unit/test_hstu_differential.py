@@ -82,6 +82,16 @@ def test_empty_histories_and_those_of_one_event(backend: str, attention: str, le
             )
 
 
+@pytest.mark.parametrize(("backend", "attention"), CASES)
+@pytest.mark.parametrize("span", [Span(), Span(recent=600, oldest=5)])
+def test_rows_far_apart_in_a_long_history(backend: str, attention: str, span: Span) -> None:
+    layout = rows_only(Layout.of(make_batch([1500], [(0, end) for end in (0, 3, 700, 700, 1500)]), span))
+    biased = backend != "xformers"
+    known = inputs(layout, heads=1, width=8, position=biased, time=biased)
+    make = maker(backend, attention, layout, heads=1, budget=1 << 20)
+    assert_equals_reference(make, layout, known, softmax=attention == "softmax", dtype=torch.float64, tolerance=1e-11)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("span", [Span(), Span(recent=1000, oldest=200)])
 @pytest.mark.parametrize("attention", ["silu", "softmax"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from recdistill_hstu.attention import installed
+from recdistill_hstu.triton_backend import fitting
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not installed("triton"), reason="triton is not installed")
@@ -31,6 +32,19 @@ def test_kernels_in_the_interpreter() -> None:
     )
     assert "passed" in output
     assert "skipped" not in output
+
+
+def test_blocks_that_cannot_fit_are_not_tried() -> None:
+    from triton import Config
+
+    sizes = [32, 64, 128]
+    configs = [Config({"BLOCK_N": size}) for size in sizes]
+
+    def kept(width: int, precision: str | None) -> list[int]:
+        return [config.kwargs["BLOCK_N"] for config in fitting(configs, {}, BLOCK_D=width, PRECISION=precision)]
+
+    assert (kept(64, None), kept(128, None), kept(256, None)) == ([32, 64, 128], [32, 64], [32])
+    assert (kept(64, "ieee"), kept(256, "ieee")) == ([32, 64], [32])
 
 
 @pytest.mark.slow
