@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint docs bench bench-store clean versions
+.PHONY: help demo test lint docs bench bench-store bench-teacher clean versions
 
 help:
 	@echo 'make demo      teacher, labels, student and report on simulated clicks, in a few minutes on a CPU'
@@ -15,6 +15,7 @@ help:
 	@echo 'make docs      the documentation as HTML in build/docs; a warning is an error'
 	@echo 'make bench     the benchmarks, with this machine beside the numbers'
 	@echo 'make bench-store  the label store alone: against files, arrays, DuckDB and LMDB'
+	@echo 'make bench-teacher  the HSTU teacher and its attention alone; a GPU is measured where there is one'
 	@echo 'make versions  what is installed in $(VENV)'
 	@echo 'make clean     remove $(VENV), caches and build outputs; runs/ stays'
 	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)'
@@ -43,6 +44,10 @@ bench: $(VENV)/.bench
 bench-store: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench_store.py
 	$(BIN)/python benchmarks/bench_backfill.py
+
+bench-teacher: $(VENV)/.bench
+	$(BIN)/python benchmarks/bench_teacher.py
+	$(BIN)/python benchmarks/bench_attention.py
 
 versions: $(VENV)/.test
 	@$(BIN)/python --version

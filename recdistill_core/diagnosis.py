@@ -12,7 +12,7 @@ from recdistill_core.component import RECDISTILL_API
 from recdistill_core.registry import Registry
 
 LIBRARIES = ("recdistill", "torch", "lightning", "torchmetrics", "transformers", "xformers", "omegaconf", "pyarrow")
-OPTIONAL = {"xformers": "the softmax attention falls back to the 'chunked' backend"}
+OPTIONAL = {"xformers": "softmax attention falls back to the 'sdpa' and 'chunked' backends"}
 
 
 def diagnose(registry: Registry) -> dict[str, Any]:

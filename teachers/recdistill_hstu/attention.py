@@ -11,6 +11,8 @@ this by n. ``softmax``: the weights are ``softmax_j(q_t . k_j / sqrt(d) + rab(t,
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import logging
 from collections.abc import Callable
 from typing import Protocol
@@ -24,6 +26,9 @@ from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.layout import Layout
 
 logger = logging.getLogger(__name__)
+
+#: Widest head that the Triton kernels hold in registers and shared memory.
+WIDEST_TRITON_HEAD = 256
 
 
 class Memo:
@@ -59,10 +64,18 @@ class Attend(Protocol):
 def prepare(backend: str, layout: Layout, config: HSTUConfig) -> Attend:
     """The attention of ``layout`` by ``backend``, one that :func:`choose_backend` returned."""
     softmax = config.attention == "softmax"
+    if backend == "triton":
+        from recdistill_hstu.triton_backend import TritonAttention
+
+        return TritonAttention(layout)
     if backend == "xformers":
         from recdistill_hstu.xformers_backend import XformersAttention
 
         return XformersAttention(layout)
+    if backend == "sdpa":
+        from recdistill_hstu.sdpa_backend import SdpaAttention
+
+        return SdpaAttention(layout, heads=config.heads, budget=config.score_budget)
     if backend == "reference":
         from recdistill_hstu.reference import ReferenceAttention
 
@@ -73,25 +86,40 @@ def prepare(backend: str, layout: Layout, config: HSTUConfig) -> Attend:
 
 
 def choose_backend(config: HSTUConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend for tensors of ``device`` and ``dtype``.
+    """The backend for tensors of ``device`` and ``dtype``; under autocast, of what its products are.
 
-    ``auto`` takes xformers where nothing speaks against it, else ``chunked``.
+    ``auto`` takes ``triton`` for SiLU and ``xformers`` for softmax attention where nothing speaks against them,
+    ``sdpa`` for softmax attention without bias and span, else ``chunked``; docs/decisions/attention-backends.md says
+    why. On CUDA the log says what speaks against the first choice.
 
     Raises:
-        UsageError: if the configuration names xformers and it cannot serve these tensors; lists every reason.
+        UsageError: if the configuration names a backend that cannot serve these tensors; lists every reason.
     """
-    if config.backend in ("reference", "chunked"):
-        return config.backend
-    reasons = config_obstacles(config) + tensor_obstacles(device, dtype)
-    if not reasons:
-        return "xformers"
-    if config.backend == "auto":
-        return "chunked"
-    raise UsageError(
-        "the xformers backend cannot compute this: " + "; ".join(reasons),
-        where="teacher.backend",
-        fix="set backend to 'auto' or 'chunked', or move teacher and batch to a CUDA device",
-    )
+    if dtype == torch.float32 and torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    if config.backend != "auto":
+        reasons = config_obstacles(config.backend, config) + tensor_obstacles(config.backend, config, device, dtype)
+        if not reasons:
+            return config.backend
+        raise UsageError(
+            f"the {config.backend} backend cannot compute this: " + "; ".join(reasons),
+            where="teacher.backend",
+            fix="set backend to 'auto' or 'chunked', or move teacher and batch to a CUDA device",
+        )
+    best = "xformers" if config.attention == "softmax" else "triton"
+    if device.type == "cuda":
+        reasons = config_obstacles(best, config) + tensor_obstacles(best, config, device, dtype)
+        if not reasons:
+            return best
+        _pass_over(best, "; ".join(reasons))
+    plain = not (config.position_bias or config.time_bias or config.attend_recent)
+    return "sdpa" if config.attention == "softmax" and plain else "chunked"
+
+
+@functools.cache
+def _pass_over(backend: str, reasons: str) -> None:
+    """Say once in a process why ``auto`` does not take ``backend``."""
+    logger.info("hstu does not use the %s backend: %s", backend, reasons)
 
 
 def check_config(config: HSTUConfig) -> None:
@@ -100,42 +128,58 @@ def check_config(config: HSTUConfig) -> None:
     Raises:
         ConfigError: lists every reason.
     """
-    if config.backend != "xformers":
-        return
-    reasons = config_obstacles(config)
-    if not torch.cuda.is_available():
+    backend = config.backend
+    reasons = config_obstacles(backend, config)
+    if backend in ("triton", "xformers") and not torch.cuda.is_available() and not _interpreted(backend):
         reasons.append("it needs a CUDA device, and this machine has none")
     if reasons:
         fix = "set backend to 'auto' or 'chunked'"
-        raise ConfigError([Problem("teacher.backend", f"xformers: {reason} ({fix})") for reason in reasons])
+        raise ConfigError([Problem("teacher.backend", f"{backend}: {reason} ({fix})") for reason in reasons])
 
 
-def config_obstacles(config: HSTUConfig) -> list[str]:
-    """What in the configuration or the installation speaks against xformers."""
-    from recdistill_hstu.xformers_backend import installed
-
+def config_obstacles(backend: str, config: HSTUConfig) -> list[str]:
+    """What in the configuration or the installation speaks against ``backend``."""
     reasons = []
-    if config.attention != "softmax":
-        reasons.append(f"it computes softmax attention, and attention is {config.attention!r}")
-    if config.attend_recent:
-        reasons.append("its masks are causal, and attend_recent is set")
-    for name in ("position_bias", "time_bias"):
-        if getattr(config, name):
-            reasons.append(f"it is run without additive bias, and {name} is true")
-    if config.width // config.heads % 8:
-        reasons.append(
-            f"it needs heads whose width is a multiple of 8, and width / heads is {config.width // config.heads}"
-        )
-    if not installed():
-        reasons.append("the package xformers is not installed")
+    only = {"triton": "silu", "sdpa": "softmax", "xformers": "softmax"}.get(backend, config.attention)
+    if config.attention != only:
+        reasons.append(f"it computes {only} attention, and attention is {config.attention!r}")
+    width = config.width // config.heads
+    if backend == "xformers":
+        for name in ("position_bias", "time_bias"):
+            if getattr(config, name):
+                reasons.append(f"it is run without additive bias, and {name} is true")
+        if width % 8:
+            reasons.append(f"it needs heads whose width is a multiple of 8, and width / heads is {width}")
+    if backend == "triton" and width > WIDEST_TRITON_HEAD:
+        reasons.append(f"it needs heads of width {WIDEST_TRITON_HEAD} or less, and width / heads is {width}")
+    if backend in ("triton", "xformers") and not installed(backend):
+        reasons.append(f"the package {backend} is not installed")
     return reasons
 
 
-def tensor_obstacles(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """What in the tensors speaks against xformers."""
+def tensor_obstacles(backend: str, config: HSTUConfig, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """What in the tensors speaks against ``backend``."""
+    if backend not in ("triton", "xformers"):
+        return []
     reasons = []
-    if device.type != "cuda":
+    if device.type != "cuda" and not _interpreted(backend):
         reasons.append(f"its kernels run on CUDA, and the tensors are on {device.type!r}")
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         reasons.append(f"it computes in float32, float16 or bfloat16, and the tensors are {dtype}")
+    elif backend == "xformers" and config.attend_recent and dtype == torch.float32:
+        reasons.append(f"with attend_recent it computes in float16 or bfloat16, and the tensors are {dtype}")
     return reasons
+
+
+def installed(package: str) -> bool:
+    """Whether a package is there; does not import it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def _interpreted(backend: str) -> bool:
+    """Whether ``backend`` is Triton, to be run by its interpreter."""
+    if backend != "triton" or not installed("triton"):
+        return False
+    from recdistill_hstu.triton_backend import interpreted
+
+    return interpreted()

@@ -7,6 +7,7 @@ from its ``event_time``. Times are in milliseconds in a batch and in seconds, wi
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,30 @@ def time_bucket(elapsed: Tensor) -> Tensor:
     """``[*]`` int64 ms -> ``[*]`` int32 ``clamp(floor(ln(max(|seconds|, 1)) / 0.301), 0, 128)`` (official code)."""
     seconds = elapsed.abs().double().mul_(1e-3).clamp_(min=1.0)
     return seconds.log_().div_(LOG_STEP).int().clamp_(max=TIME_BUCKETS - 1)
+
+
+@cache
+def bucket_edges() -> list[int]:
+    """``[129]`` the least ms whose time bucket is at least ``b``; the largest int64 where there is none.
+
+    Found by bisection with :func:`time_bucket` itself, which never falls as time grows: so comparing with an edge
+    decides as it does, however a device rounds a logarithm.
+    """
+    most = torch.iinfo(torch.int64).max
+    edges = [0]
+    for bucket in range(1, TIME_BUCKETS):
+        below, above = edges[-1], most
+        if int(time_bucket(torch.tensor([above]))) < bucket:
+            edges.append(most)
+            continue
+        while above - below > 1:
+            middle = (below + above) // 2
+            if int(time_bucket(torch.tensor([middle]))) < bucket:
+                below = middle
+            else:
+                above = middle
+        edges.append(above)
+    return edges
 
 
 class Bias(NamedTuple):
@@ -74,6 +99,12 @@ class Bias(NamedTuple):
                 where="HSTULayer.bias",
                 fix="build the layer with a max_length of at least the longest history",
             )
+
+    def weight_gradients(self, grad_table: Tensor) -> Bias:
+        """Gradients of the weights from ``grad_table [R]`` of :meth:`table`; of the position weights that it held."""
+        buckets = 1 if self.time is None else TIME_BUCKETS
+        grad = grad_table.view(len(grad_table) // buckets, buckets)
+        return Bias(None if self.position is None else grad.sum(1), None if self.time is None else grad.sum(0))
 
 
 class RelativeBias(nn.Module):

@@ -1,4 +1,4 @@
-"""Attention in tiles, with scores recomputed in the backward pass: memory grows linearly with length, on any device."""
+"""Attention in tiles and strips, scores recomputed in the backward pass: memory linear in length, on any device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from torch.nn import functional
 from recdistill_hstu.attention import Memo
 from recdistill_hstu.bias import Bias
 from recdistill_hstu.layout import Layout
-from recdistill_hstu.tiles import TileGroup, plan_tiles
+from recdistill_hstu.own import wide, with_own_silu, with_own_softmax
+from recdistill_hstu.strip_bias import StripBias
+from recdistill_hstu.strip_loop import StripLoop
+from recdistill_hstu.strips import longest_tiled, plan_strips
+from recdistill_hstu.tiles import TileGroup, most_attended, plan_tiles, seeing_tokens
 
 #: Bias codes are kept for all layers while a batch has at most this many per unit of the score budget.
 KEPT_CODES = 8
@@ -22,8 +26,8 @@ KEPT_CODES = 8
 class ChunkedAttention:
     """See :mod:`recdistill_hstu.attention`.
 
-    The tiles hold the pairs of tokens and history events. A candidate's attention to itself is added afterwards: to the
-    sum of SiLU attention directly, to softmax attention through the log of the sum of exponentials.
+    Histories are split into those whose tiles fit into a cache, which are batched, and long ones, which are cut into
+    strips. Both hold the pairs of tokens and history events; a candidate's attention to itself is added afterwards.
 
     Args:
         layout: tokens asked for.
@@ -35,7 +39,10 @@ class ChunkedAttention:
     def __init__(self, layout: Layout, *, softmax: bool, heads: int, budget: int) -> None:
         self.layout = layout
         self.softmax = softmax
-        self.groups = plan_tiles(layout, heads=heads, budget=budget)
+        order = seeing_tokens(layout)
+        long = (most_attended(layout) > longest_tiled(heads=heads, budget=budget))[layout.history[order]]
+        self.groups = plan_tiles(layout, order[~long], heads=heads, budget=budget)
+        self.strips = plan_strips(layout, order[long], heads=heads, budget=budget)
         pairs = sum(group.query.numel() * group.key.shape[1] for group in self.groups)
         self.keep = pairs <= KEPT_CODES * budget
         self.kept: dict[tuple[int, bool, bool], Tensor] = {}
@@ -44,17 +51,11 @@ class ChunkedAttention:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
         if self.softmax:
             q = q / math.sqrt(q.shape[-1])
-        table = bias.table(self.layout.longest, q.device).to(wide(q.dtype))
-        table = torch.cat([table.new_full((1,), hidden_score(table.dtype)), table])
         attend: Any = TiledAttention.apply  # torch ships it without types
-        out, total = attend(q, k, v, table, self, bias, memo or Memo())
-        events, value = self.layout.asked_events, v[self.layout.num_events :]
-        own = (q[events:] * k[self.layout.num_events :]).sum(-1) + bias.own(q)
-        seen, candidate = out.split([events, self.layout.num_rows])
+        out, total = attend(q, k, v, *bias, self, memo or Memo())
         if self.softmax:
-            share = torch.sigmoid(own - total[events:])[..., None].to(value.dtype)
-            return torch.cat([seen, candidate + share * (value - candidate)])
-        return torch.cat([seen, candidate + functional.silu(own)[..., None] * value])
+            return with_own_softmax(self.layout, out, total, q, k, v, bias)
+        return with_own_silu(self.layout, out, q, k, v, bias)
 
     def codes(self, number: int, bias: Bias) -> Tensor:
         """``[B, Q, K]`` int32 rows of the bias table for group ``number``, computed once where they fit."""
@@ -67,56 +68,61 @@ class ChunkedAttention:
         return codes
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of scores and weights: at least float32, also where tokens are bfloat16."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def hidden_score(dtype: torch.dtype) -> float:
     """A finite score so low that SiLU, its derivative and the exponential of it are exactly 0, as the mask demands."""
     return torch.finfo(dtype).min / 2
 
 
 class TiledAttention(torch.autograd.Function):
-    """History attention of the tokens asked for, group by group; saves no scores."""
+    """History attention of the tokens asked for, group by group and strip by strip; saves no scores."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, table: Tensor, plan: ChunkedAttention, bias: Bias, memo: Memo
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        position: Tensor | None,
+        time: Tensor | None,
+        plan: ChunkedAttention,
+        memo: Memo,
     ) -> tuple[Tensor, Tensor]:
         """``([S, H, d], [S, H])``: sums over visible events; log of the sum of exponentials (softmax only).
 
         Args:
             ctx: autograd's context.
             q: ``[S, H, d]``. k, v: ``[T, H, d]``.
-            table: ``[1 + R]`` bias by code, in the dtype of scores; entry 0 hides a key.
-            plan: tiles. bias: names the biases that codes are made of. memo: holds both results of an earlier pass.
+            position, time: weights of the bias, or None.
+            plan: tiles and strips. memo: holds both results of an earlier pass.
         """
-        out, total = memo.recall(lambda: _attend(q, k, v, table, plan, bias))
-        ctx.save_for_backward(q, k, v, table, *((out, total) if plan.softmax else ()))
-        ctx.plan, ctx.bias = plan, bias
+        out, total = memo.recall(lambda: _attend(q, k, v, Bias(position, time), plan))
+        ctx.save_for_backward(q, k, v, position, time, *((out, total) if plan.softmax else ()))
+        ctx.plan = plan
         return out.detach(), total.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of ``q``, ``k``, ``v`` and ``table``; scores are computed again, group by group."""
-        q, k, v, table, *saved = ctx.saved_tensors
+        """Gradients of ``q``, ``k``, ``v`` and the bias; scores are computed again, group by group."""
+        q, k, v, position, time, *saved = ctx.saved_tensors
         plan: ChunkedAttention = ctx.plan
         asked, heads, width = q.shape
-        if plan.softmax:
-            shift = grad_total - (grad_out * saved[0]).sum(-1)
+        bias, kind = Bias(position, time), wide(q.dtype)
+        table = _table(plan, bias, kind)
+        total = saved[1] if plan.softmax else None
+        # a softmax score's gradient is its weight times (the weight's gradient + this)
+        shift = grad_total - (grad_out * saved[0]).sum(-1) if plan.softmax else None
         grad_q = q.new_zeros(asked + 1, heads * width)
-        grad_k, grad_v = (q.new_zeros(len(k), heads * width) for _ in range(2))
+        grad_k, grad_v = (q.new_zeros(len(k), heads * width, dtype=kind) for _ in range(2))
         grad_table = torch.zeros_like(table)
         for number, group in enumerate(plan.groups):
-            codes = plan.codes(number, ctx.bias)
+            codes = plan.codes(number, bias)
             query, key, value = _heads(q, group.query), _heads(k, group.key), _heads(v, group.key)
             upward = _heads(grad_out, group.query)
             score = _scores(query, key, table, codes)
             grad_weight = (upward @ value.transpose(1, 2)).view(score.shape).to(score.dtype)
-            if plan.softmax:
-                weight = _softmax_again(score, saved[1], group)
+            if total is not None and shift is not None:
+                weight = _softmax_again(score, total, group)
                 grad_score = grad_weight.add_(_per_query(shift, group)).mul_(weight)
             else:
                 grad_score = torch.ops.aten.silu_backward(grad_weight, score)
@@ -125,19 +131,30 @@ class TiledAttention(torch.autograd.Function):
             _place(grad_q, group.slot, flat @ key, heads)
             _add(grad_k, group.key, flat.transpose(1, 2) @ query, heads)
             _add(grad_v, group.key, weight.transpose(1, 2) @ upward, heads)
-            if ctx.needs_input_grad[3]:
+            if any(ctx.needs_input_grad[3:5]):
                 grad_table.index_add_(0, codes.flatten(), grad_score.sum(1).flatten())
-        grads = grad_q[:asked].view(q.shape), grad_k.view(k.shape), grad_v.view(v.shape)
-        return *grads, grad_table, None, None, None
+        grads = [grad_q[:asked].view(q.shape), grad_k.view(k.shape), grad_v.view(v.shape)]
+        rab = StripBias(plan.layout, bias, kind)
+        sums = rab.zeros() if any(ctx.needs_input_grad[3:5]) else Bias()
+        loop = StripLoop(q, k, v, rab, hidden_score(kind))
+        for strip in plan.strips:
+            if total is not None and shift is not None:
+                loop.softmax_gradients(strip, grad_out, total, shift, grads, sums)
+            else:
+                loop.silu_gradients(strip, grad_out, grads, sums)
+        grad_bias = _sum_bias(bias, bias.weight_gradients(grad_table[1:]), rab.in_order(sums))
+        found = [grad.to(q.dtype) for grad in grads]
+        return *found, *grad_bias, None, None
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, plan: ChunkedAttention, bias: Bias
-) -> tuple[Tensor, Tensor]:
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias, plan: ChunkedAttention) -> tuple[Tensor, Tensor]:
     """The forward pass; see :meth:`TiledAttention.forward`."""
     asked, heads, width = q.shape
-    out = q.new_zeros(asked + 1, heads * width)
-    total = table.new_full((asked + 1, heads), hidden_score(table.dtype))
+    kind = wide(q.dtype)
+    hidden = hidden_score(kind)
+    out = q.new_zeros(asked + 1, heads * width)  # the last row is where padding goes
+    total = q.new_full((asked + 1, heads), hidden, dtype=kind)
+    table = _table(plan, bias, kind)
     for number, group in enumerate(plan.groups):
         score = _scores(_heads(q, group.query), _heads(k, group.key), table, plan.codes(number, bias))
         if plan.softmax:
@@ -147,7 +164,34 @@ def _attend(
         else:
             weight = functional.silu(score, inplace=True)
         _place(out, group.slot, weight.flatten(0, 1).to(v.dtype) @ _heads(v, group.key), heads)
-    return out[:asked].view(q.shape), total[:asked]
+    out, total = out[:asked].view(q.shape), total[:asked]
+    loop = StripLoop(q, k, v, StripBias(plan.layout, bias, kind), hidden)
+    for strip in plan.strips:
+        if plan.softmax:
+            loop.softmax(strip, out, total)
+        else:
+            loop.silu(strip, out)
+    return out, total
+
+
+def _table(plan: ChunkedAttention, bias: Bias, dtype: torch.dtype) -> Tensor:
+    """``[1 + R]`` bias by code, for groups; entry 0 hides an event."""
+    hidden = torch.full((1,), hidden_score(dtype), dtype=dtype, device=plan.layout.history.device)
+    if not plan.groups:
+        return hidden
+    return torch.cat([hidden, bias.table(plan.layout.longest, hidden.device).to(dtype)])
+
+
+def _sum_bias(weights: Bias, *parts: Bias) -> list[Tensor | None]:
+    """Gradients of ``weights``, in their dtype and size, from parts that may be absent or shorter."""
+    found: list[Tensor | None] = []
+    for weight, *grads in zip(weights, *parts, strict=True):
+        total = None if weight is None else torch.zeros_like(weight)
+        for grad in grads:
+            if total is not None and grad is not None:
+                total[: len(grad)] += grad
+        found.append(total)
+    return found
 
 
 def _scores(query: Tensor, key: Tensor, table: Tensor, codes: Tensor) -> Tensor:
@@ -175,7 +219,7 @@ def _place(target: Tensor, slot: Tensor, x: Tensor, heads: int) -> None:
 
 def _add(target: Tensor, key: Tensor, x: Tensor, heads: int) -> None:
     """Add ``[B * H, K, d]`` to the rows ``key`` of ``target``; padded places add zeros."""
-    target.index_add_(0, key.flatten(), _tokens(x, heads))
+    target.index_add_(0, key.flatten(), _tokens(x, heads).to(target.dtype))
 
 
 def _per_query(x: Tensor, group: TileGroup) -> Tensor:

@@ -8,7 +8,7 @@ from recdistill_core.errors import suggest
 
 ATTENTIONS = ("silu", "softmax")
 CHECKPOINTING = ("none", "selective", "full")
-BACKENDS = ("auto", "reference", "chunked", "xformers")
+BACKENDS = ("auto", "reference", "chunked", "sdpa", "triton", "xformers")
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class HSTUConfig:
         checkpointing: what the backward pass of a layer finds: ``none``, all activations; ``selective``, the layer's
             input and what attention gave, and the rest is computed again; ``full``, the input alone.
         attention: ``silu`` (the paper) or ``softmax``.
-        backend: ``auto``, ``reference`` (slow, for tests), ``chunked`` (any device) or ``xformers`` (softmax without
-            biases, CUDA).
+        backend: ``auto``, ``reference`` (slow, for tests), ``chunked`` (any device), ``sdpa`` (softmax, any device),
+            ``triton`` (silu, CUDA) or ``xformers`` (softmax without biases, CUDA).
         position_bias: add ``w_pos[distance]`` to the attention scores.
         time_bias: add ``w_time[bucket(seconds between the two)]`` to the attention scores.
         added_action: add an embedding of the action code to each event token; a candidate never has one.

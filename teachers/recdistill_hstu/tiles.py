@@ -50,18 +50,34 @@ class TileGroup:
         return (bias.codes(distance, elapsed) + 1).masked_fill_(~layout.span.has(place, self.visible[..., None]), 0)
 
 
-def plan_tiles(layout: Layout, *, heads: int, budget: int) -> list[TileGroup]:
-    """Groups that cover every pair of a token asked for and an event that it sees, each pair once.
+def seeing_tokens(layout: Layout) -> Tensor:
+    """int64 places, among the tokens asked for, of those that see an event: by history, then by what they see."""
+    seeing = layout.visible.nonzero().flatten()
+    rank = layout.history[seeing] * (layout.longest + 1) + layout.visible[seeing]
+    return seeing[rank.argsort(stable=True)]
+
+
+def most_attended(layout: Layout) -> Tensor:
+    """``[U]`` most events of each history that a tile of its tokens attends to, at least 1."""
+    lengths = (layout.offsets[1:] - layout.offsets[:-1]).clamp(min=1)
+    if layout.span.recent:
+        lengths = lengths.clamp(max=layout.span.recent + layout.span.oldest + TILE_TOKENS)
+    return lengths
+
+
+def plan_tiles(layout: Layout, order: Tensor, *, heads: int, budget: int) -> list[TileGroup]:
+    """Groups that cover every pair of a token of ``order`` and an event that it sees, each pair once.
 
     Args:
         layout: tokens asked for.
+        order: some of :func:`seeing_tokens`, in their order.
         heads: attention heads, which multiply the scores of a tile.
         budget: most scores of a group. A single token with all of its keys is computed even where it exceeds it.
     """
-    order, start, size, keys, oldest, first = _cut(layout, heads, budget)
+    start, size, keys, oldest, first = _cut(layout, order, heads, budget)
     begin = layout.offsets[layout.history[order[start]]]
     groups, widths, heights = [], keys.tolist(), size.tolist()
-    for members in _group(widths, heights, budget // heads):
+    for members in group_similar(widths, heights, budget // heads):
         index = torch.tensor(members, device=order.device)
         here = torch.arange(max(heights[tile] for tile in members), device=order.device)
         padded = here >= size[index][:, None]
@@ -81,32 +97,26 @@ def plan_tiles(layout: Layout, *, heads: int, budget: int) -> list[TileGroup]:
     return groups
 
 
-def _cut(layout: Layout, heads: int, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``order [S]``: seeing tokens by history and then by what they see; and of each tile ``start [M]`` in that order,
-    ``size [M]`` in tokens, ``keys [M]``, of which ``oldest [M]`` come first; ``first [M]`` is the place of the next."""
-    seeing = layout.visible.nonzero().flatten()
-    rank = layout.history[seeing] * (layout.longest + 1) + layout.visible[seeing]
-    order = seeing[rank.argsort(stable=True)]
-    histories = len(layout.offsets) - 1
-    tokens = torch.bincount(layout.history[seeing], minlength=histories)
-    lengths = (layout.offsets[1:] - layout.offsets[:-1]).clamp(min=1)
-    if layout.span.recent:
-        lengths = lengths.clamp(max=layout.span.recent + layout.span.oldest + TILE_TOKENS)
+def _cut(layout: Layout, order: Tensor, heads: int, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Tiles: ``start [M]`` in ``order``, ``size [M]`` in tokens, ``keys [M]``, of which ``oldest [M]`` come first, and
+    ``first [M]``, the place of the next."""
+    tokens = torch.bincount(layout.history[order], minlength=len(layout.offsets) - 1)
+    lengths = most_attended(layout)
     most = (budget // (heads * lengths)).clamp(min=1, max=TILE_TOKENS)
     pieces = _ceil_divide(tokens, most)
     even = _ceil_divide(tokens, pieces.clamp(min=1)).clamp(min=1)
     pieces = _ceil_divide(tokens, even)
-    owner = torch.repeat_interleave(torch.arange(histories, device=order.device), pieces)
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=order.device), pieces)
     ordinal = torch.arange(len(owner), device=order.device) - (pieces.cumsum(0) - pieces)[owner]
     start = (tokens.cumsum(0) - tokens)[owner] + ordinal * even[owner]
     size = torch.minimum(even[owner], tokens.cumsum(0)[owner] - start)
     first = layout.span.first(layout.visible[order[start]])
     oldest = first.clamp(max=layout.span.oldest)
     keys = oldest + layout.visible[order[start + size - 1]] - first
-    return order, start, size, keys, oldest, first
+    return start, size, keys, oldest, first
 
 
-def _group(keys: list[int], sizes: list[int], budget: int) -> list[list[int]]:
+def group_similar(keys: list[int], sizes: list[int], budget: int) -> list[list[int]]:
     """Tiles of similar shape, as lists of their numbers; a group's padded area is at most ``budget`` or one tile."""
     ranked = sorted(range(len(keys)), key=lambda tile: (-_coarse(keys[tile]), -sizes[tile]))
     groups: list[list[int]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from recdistill_core.batch import Batch, History
 from recdistill_core.schema import Categorical, EventField, Schema
 from recdistill_hstu.config import HSTUConfig
+from recdistill_hstu.layout import Layout
 from recdistill_hstu.teacher import HSTUTeacher
 
 START = 1_700_000_000_000
@@ -68,6 +70,12 @@ def make_batch(lengths: Sequence[int], rows: Sequence[tuple[int, int]], seed: in
             row_end=end,
         ),
     )
+
+
+def asked_only(layout: Layout, chosen: Tensor) -> Layout:
+    """``layout`` with only the tokens at ``chosen``, ascending places among those that it asks for."""
+    kept = {name: getattr(layout, name)[chosen] for name in ("token", "history", "visible", "position", "time")}
+    return replace(layout, **kept, num_rows=int((chosen >= layout.asked_events).sum()))
 
 
 def small_config(**changes: object) -> HSTUConfig:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hstu_cases import make_batch, small_config
+from hstu_cases import asked_only, make_batch, small_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,7 +19,6 @@ from recdistill_hstu.bias import Bias
 from recdistill_hstu.chunked import ChunkedAttention
 from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.layout import Layout, Span
-from recdistill_hstu.tiles import plan_tiles
 
 
 @st.composite
@@ -49,9 +48,13 @@ def inputs(layout: Layout, position: bool, time: bool) -> dict[str, Tensor | Non
     }
 
 
-def outcome(backend: str, layout: Layout, config: HSTUConfig, given: dict[str, Any]) -> dict[str, Tensor]:
-    """The output and the gradient of every input, for one fixed direction."""
-    out = prepare(backend, layout, config)(given["q"], given["k"], given["v"], Bias(given["position"], given["time"]))
+def outcome(
+    backend: str, layout: Layout, config: HSTUConfig, given: dict[str, Any], some: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The output and the gradient of every input, for one fixed direction; of ``some`` tokens where they are given."""
+    q = given["q"] if some is None or len(given["q"]) == layout.num_asked else given["q"][some]
+    out = prepare(backend, layout, config)(q, given["k"], given["v"], Bias(given["position"], given["time"]))
+    out = out if some is None or len(out) == len(some) else out[some]
     direction = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
     names = [name for name, value in given.items() if value is not None]
     grads = torch.autograd.grad((out * direction).sum(), [given[name] for name in names], materialize_grads=True)
@@ -84,33 +87,70 @@ def test_chunked_equals_reference_forward_and_backward(
 
 
 @settings(max_examples=40, deadline=None)
-@given(batch=batches(), budget=st.sampled_from([1, 30, 400, 1 << 20]))
-def test_tiles_cover_each_visible_pair_once_within_the_budget(batch: Batch, budget: int) -> None:
-    layout = Layout.of(batch)
+@given(
+    batch=batches(),
+    budget=st.sampled_from([1, 30, 400, 1 << 20]),
+    span=st.builds(Span, st.sampled_from([0, 1, 3, 10]), st.sampled_from([0, 1, 4])),
+)
+def test_tiles_and_strips_cover_each_visible_pair_once_within_the_budget(batch: Batch, budget: int, span: Span) -> None:
+    layout = Layout.of(batch, span)
+    plan = ChunkedAttention(layout, softmax=False, heads=2, budget=budget)
     pairs: list[tuple[int, int]] = []
-    for group in plan_tiles(layout, heads=2, budget=budget):
+
+    def note(asked: Tensor, visible: Tensor, key: Tensor, place: Tensor) -> None:
+        for query, seen in zip(asked.tolist(), span.has(place, visible[:, None]), strict=True):
+            pairs.extend((query, event) for event in key[seen].tolist())
+
+    for group in plan.groups:
         area = group.query.numel() * group.key.shape[1]
         assert 2 * area <= budget or group.query.numel() == 1
-        for query, key, visible in zip(group.query, group.key, group.visible, strict=True):
-            for asked, count in zip(query.tolist(), visible.tolist(), strict=True):
-                pairs += [(asked, event) for event in key[:count].tolist()]
+        for tile in zip(group.query, group.visible, group.key, group.place, strict=True):
+            note(*tile)
+    for strip in plan.strips:
+        for piece in strip.pieces:
+            place = piece.place + torch.arange(piece.stop - piece.first)
+            assert 2 * len(strip.query) * len(place) <= max(budget, 2)
+            assert not piece.whole or bool(span.has(place, strip.visible[:, None]).all())
+            note(strip.query, strip.visible, torch.arange(piece.first, piece.stop), place)
     begin = layout.offsets[layout.history].tolist()
-    expected = [(asked, begin[asked] + j) for asked, count in enumerate(layout.visible.tolist()) for j in range(count)]
+    places = torch.arange(layout.longest)
+    expected = [
+        (asked, begin[asked] + place)
+        for asked, visible in enumerate(layout.visible)
+        for place in places[span.has(places, visible)].tolist()
+    ]
+    # a padded token of a tile sees nothing, so that it notes nothing
     assert sorted(pairs) == expected
 
 
 def test_thousands_of_short_histories_take_few_groups() -> None:
     lengths = torch.randint(20, 60, (2000,)).tolist()
     layout = Layout.of(make_batch(lengths, [(history, length) for history, length in enumerate(lengths)]))
-    groups = plan_tiles(layout, heads=4, budget=1 << 20)
+    plan = ChunkedAttention(layout, softmax=False, heads=4, budget=1 << 20)
     useful = int(layout.visible.sum())
-    padded = sum(group.query.numel() * group.key.shape[1] for group in groups)
-    assert len(groups) < 60
+    padded = sum(group.query.numel() * group.key.shape[1] for group in plan.groups)
+    assert not plan.strips
+    assert len(plan.groups) < 60
     assert padded < 3 * useful
 
 
+@pytest.mark.parametrize("span", [Span(), Span(recent=700, oldest=40)])
+@pytest.mark.parametrize("attention", ["silu", "softmax"])
+def test_strips_of_their_usual_size_equal_reference(attention: str, span: Span) -> None:
+    config = small_config(attention=attention, max_length=2000, heads=1)
+    layout = Layout.of(make_batch([2000, 9], [(0, 2000), (0, 2000), (0, 1000), (1, 5)]), span)
+    plan = ChunkedAttention(layout, softmax=False, heads=1, budget=config.score_budget)
+    assert {strip.steady for strip in plan.strips} == {True, False}
+    some = torch.arange(0, layout.num_asked, 37)
+    given_inputs = inputs(layout, True, True) | {"position": torch.randn(2001, dtype=torch.float64).requires_grad_()}
+    found = outcome("chunked", layout, config, given_inputs, some)
+    expected = outcome("reference", asked_only(layout, some), config, given_inputs, some)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: name + text)
+
+
 class Largest(TorchDispatchMode):
-    """Notes the largest tensor that any operation returns."""
+    """Notes the largest tensor that any operation returns; of a view that repeats elements, what it looks at."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +158,8 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        sizes = [min(leaf.numel(), leaf.untyped_storage().nbytes() // leaf.element_size()) for leaf in tensors]
         self.elements = max([self.elements, *sizes])
         return result
 
@@ -192,12 +233,16 @@ def test_a_span_is_the_newest_and_the_oldest_of_what_is_visible() -> None:
     assert Span().first(visible.flatten()).tolist() == [0, 0, 0, 0]
 
 
-def test_scores_under_a_span_grow_linearly_with_length() -> None:
-    def pairs(length: int) -> int:
-        layout = Layout.of(make_batch([length], [(0, length)]), Span(recent=64, oldest=16))
-        groups = plan_tiles(layout, heads=2, budget=1 << 16)
-        return sum(group.query.numel() * group.key.shape[1] for group in groups)
+@pytest.mark.parametrize("recent", [64, 600])
+def test_scores_under_a_span_grow_linearly_with_length(recent: int) -> None:
+    def pairs(length: int, recent: int) -> int:
+        layout = Layout.of(make_batch([length], [(0, length)]), Span(recent, oldest=16))
+        plan = ChunkedAttention(layout, softmax=False, heads=2, budget=1 << 16)
+        assert bool(plan.groups) != bool(plan.strips)
+        in_groups = sum(group.query.numel() * group.key.shape[1] for group in plan.groups)
+        strips = ((strip.query.numel(), piece.stop - piece.first) for strip in plan.strips for piece in strip.pieces)
+        return in_groups + sum(tokens * events for tokens, events in strips)
 
-    short, long = pairs(1000), pairs(8000)
+    short, long = pairs(4000, recent), pairs(32_000, recent)
     assert 7 < long / short < 9
-    assert long < 8000 * (64 + 16 + 128) * 1.3
+    assert long < 32_000 * (recent + 16 + 128) * 1.3

@@ -96,7 +96,8 @@ def test_hook_module_imports_no_torch() -> None:
         ({"attention": "silo"}, "attention must be one of silu, softmax; got 'silo' (did you mean 'silu'?)"),
         (
             {"backend": "chunk"},
-            "backend must be one of auto, reference, chunked, xformers; got 'chunk' (did you mean 'chunked'?)",
+            "backend must be one of auto, reference, chunked, sdpa, triton, xformers; got 'chunk' "
+            "(did you mean 'chunked'?)",
         ),
     ],
 )

@@ -1,0 +1,114 @@
+"""Every torch backend against the reference in float64: jagged shapes, spans, dtypes, head widths, long histories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hstu_attention_cases import assert_equals_reference, inputs, layouts, outcome, rows_only, some_of
+from hstu_cases import asked_only, make_batch, small_config
+from hstu_xformers_kernels import DensePartial, dense_kernel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recdistill_hstu.attention import Attend, installed, prepare
+from recdistill_hstu.layout import Layout, Span
+from recdistill_hstu.xformers_backend import XformersAttention
+
+#: Largest error, relative to the greatest element, that a dtype may have.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 4e-2}
+CASES = [("chunked", "silu"), ("chunked", "softmax"), ("sdpa", "softmax")]
+if installed("xformers"):
+    CASES.append(("xformers", "softmax"))
+
+
+def maker(backend: str, attention: str, layout: Layout, *, heads: int, budget: int) -> Callable[[], Attend]:
+    if backend == "xformers":
+        return lambda: XformersAttention(layout, dense_kernel, DensePartial())
+    config = small_config(attention=attention, heads=heads, score_budget=budget)
+    return lambda: prepare(backend, layout, config)
+
+
+@pytest.mark.parametrize(("backend", "attention"), CASES)
+@settings(max_examples=15, deadline=None)
+@given(
+    layout=layouts(),
+    dtype=some_of(list(TOLERANCE)),
+    heads=some_of([1, 2]),
+    position=st.booleans(),
+    time=st.booleans(),
+    budget=some_of([1, 100, 1 << 20]),
+)
+def test_backend_equals_reference(
+    backend: str,
+    attention: str,
+    layout: Layout,
+    dtype: torch.dtype,
+    heads: int,
+    position: bool,
+    time: bool,
+    budget: int,
+) -> None:
+    biased = backend != "xformers"
+    known = inputs(layout, heads=heads, width=16, position=position and biased, time=time and biased)
+    make = maker(backend, attention, layout, heads=heads, budget=budget)
+    tolerance = TOLERANCE[dtype]
+    assert_equals_reference(make, layout, known, softmax=attention == "softmax", dtype=dtype, tolerance=tolerance)
+
+
+@pytest.mark.parametrize(("backend", "attention"), CASES)
+@pytest.mark.parametrize("width", [16, 24, 64, 128, 256])
+def test_head_widths(backend: str, attention: str, width: int) -> None:
+    layout = Layout.of(make_batch([33, 0, 1, 18], [(0, 33), (0, 7), (1, 0), (2, 1), (3, 9)]), Span(10, 3))
+    biased = backend != "xformers"
+    for dtype in (torch.float32, torch.bfloat16):
+        known = inputs(layout, heads=2, width=width, position=biased, time=biased)
+        make = maker(backend, attention, layout, heads=2, budget=500)
+        tolerance = TOLERANCE[dtype]
+        assert_equals_reference(make, layout, known, softmax=attention == "softmax", dtype=dtype, tolerance=tolerance)
+
+
+@pytest.mark.parametrize(("backend", "attention"), CASES)
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0], [1], [1, 0, 1]])
+def test_empty_histories_and_those_of_one_event(backend: str, attention: str, lengths: list[int]) -> None:
+    rows = [(history, end) for history, length in enumerate(lengths) for end in {0, length}]
+    for layout in (Layout.of(make_batch(lengths, rows)), Layout.of(make_batch(lengths, rows), Span(1, 1))):
+        for asked in (layout, rows_only(layout)):
+            known = inputs(asked, heads=2, width=16, position=False, time=False)
+            make = maker(backend, attention, asked, heads=2, budget=1 << 20)
+            assert_equals_reference(
+                make, asked, known, softmax=attention == "softmax", dtype=torch.float64, tolerance=1e-12
+            )
+
+
+@pytest.mark.parametrize(("backend", "attention"), CASES)
+@pytest.mark.parametrize("span", [Span(), Span(recent=600, oldest=5)])
+def test_rows_far_apart_in_a_long_history(backend: str, attention: str, span: Span) -> None:
+    layout = rows_only(Layout.of(make_batch([1500], [(0, end) for end in (0, 3, 700, 700, 1500)]), span))
+    biased = backend != "xformers"
+    known = inputs(layout, heads=1, width=8, position=biased, time=biased)
+    make = maker(backend, attention, layout, heads=1, budget=1 << 20)
+    assert_equals_reference(make, layout, known, softmax=attention == "softmax", dtype=torch.float64, tolerance=1e-11)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("span", [Span(), Span(recent=1000, oldest=200)])
+@pytest.mark.parametrize("attention", ["silu", "softmax"])
+def test_a_history_of_20_000_events(attention: str, span: Span) -> None:
+    length = 20_000
+    layout = Layout.of(make_batch([length], [(0, length), (0, length // 2), (0, 0)]), span)
+    biased = attention == "silu" or span.recent > 0  # sdpa has a kernel of its own for plain histories
+    known = inputs(layout, heads=1, width=8, position=biased, time=biased)
+    config = small_config(attention=attention, heads=1, max_length=length)
+    some = torch.cat([torch.arange(0, length, 1999), torch.arange(length, length + 3)])
+    assert known["q"] is not None
+    found = outcome(prepare("chunked", layout, config), known, torch.float32)
+    few = known | {"q": known["q"][some]}
+    expected = outcome(prepare("reference", asked_only(layout, some), config), few)
+    torch.testing.assert_close(found["out"][some].double(), expected["out"], rtol=1e-4, atol=1e-3)
+    if attention == "softmax":
+        others = outcome(prepare("sdpa", layout, config), known, torch.float32)
+        for name, value in others.items():
+            scale = float(value.abs().max())
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4 * scale)
