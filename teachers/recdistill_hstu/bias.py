@@ -64,7 +64,6 @@ class Bias(NamedTuple):
         """``[*]`` bias for ``distance [*]`` >= 0 and ``elapsed [*]`` ms, in the dtype of ``like``."""
         total = torch.zeros(distance.shape, dtype=like.dtype, device=like.device)
         if self.position is not None:
-            self._require(int(distance.max()) if distance.numel() else 0)
             total = total + self.position[distance]
         if self.time is not None:
             total = total + self.time[time_bucket(elapsed)]
@@ -86,19 +85,10 @@ class Bias(NamedTuple):
         """``[R]`` every bias that distances up to ``longest`` can have, in the order of :meth:`codes`."""
         flat = torch.zeros(1, device=device)
         if self.position is not None:
-            self._require(longest)
             flat = self.position[: longest + 1]
         if self.time is not None:
             flat = (flat[:, None] + self.time).flatten()
         return flat
-
-    def _require(self, distance: int) -> None:
-        if self.position is not None and distance >= len(self.position):
-            raise DataError(
-                f"the position bias holds distances up to {len(self.position) - 1}, and a token looks {distance} back",
-                where="HSTULayer.bias",
-                fix="build the layer with a max_length of at least the longest history",
-            )
 
     def weight_gradients(self, grad_table: Tensor) -> Bias:
         """Gradients of the weights from ``grad_table [R]`` of :meth:`table`; of the position weights that it held."""
@@ -121,6 +111,19 @@ class RelativeBias(nn.Module):
         self.position = nn.Parameter(torch.zeros(max_length + 1)) if position else None
         self.time = nn.Parameter(torch.zeros(TIME_BUCKETS)) if time else None
 
-    def forward(self) -> Bias:
-        """The weights, as attention backends read them."""
+    def forward(self, longest: int) -> Bias:
+        """The weights, as attention backends read them.
+
+        Args:
+            longest: events of the longest history, which is the largest distance.
+
+        Raises:
+            DataError: if there are weights of smaller distances alone.
+        """
+        if self.position is not None and longest >= len(self.position):
+            raise DataError(
+                f"the position bias holds distances up to {len(self.position) - 1}, and a history has {longest} events",
+                where="HSTULayer.bias",
+                fix="build the layer with a max_length of at least the longest history",
+            )
         return Bias(self.position, self.time)

@@ -145,3 +145,21 @@ def test_a_teacher_trains_in_the_interpreter() -> None:
         grads.append([weight.grad for weight in teacher.parameters() if weight.grad is not None])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()) + 1e-6)
+
+
+def test_selective_checkpointing_changes_no_bit_and_attends_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch([30, 0], [(0, 30), (0, 4), (1, 0)])
+    launched: list[str] = []
+    launch = triton_backend._launch
+    monkeypatch.setattr(
+        triton_backend, "_launch", lambda name, *rest, **named: launched.append(name) or launch(name, *rest, **named)
+    )
+    found, passes = [], []
+    for checkpointing in ("none", "selective"):
+        teacher = make_teacher(small_config(backend="triton", checkpointing=checkpointing), double=False)
+        launched.clear()
+        teacher.training_scores(batch).logits["click"].sum().backward()
+        found.append([weight.grad for weight in teacher.parameters() if weight.grad is not None])
+        passes.append(launched.count("forward"))
+    assert passes == [2, 2]
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
