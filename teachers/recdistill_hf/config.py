@@ -31,7 +31,7 @@ class HFConfig:
         history_stride: events between two starts of a window, in [1, max_length]; see ``HistoryWindow``.
         attend_recent: most of the newest events that a token attends to, >= 0; 0: all that it sees.
         attend_oldest: how many of the oldest events it attends to besides, >= 0; needs ``attend_recent``.
-        backend: a jagged backend of ``recdistill_hstu`` (``auto``, ``reference``, ``chunked``, ``xformers``), or
+        backend: a jagged backend of ``recdistill_hstu`` (``auto``, ``chunked``, ``sdpa``, ``xformers``, ...), or
             ``padded``: transformers' own attention with a mask for each history, padded to the longest of a group.
         added_action: add an embedding of the action code to each event token; a candidate never has one.
         time_gap: add an embedding of the time since the event before; position ids do not tell hours from months.

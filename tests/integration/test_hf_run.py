@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, feed_path: Path) -> Path:
 
 def test_a_run_distils_from_a_transformers_decoder(finished: Path, feed: ParquetSource) -> None:
     manifest = json.loads((finished / "seed-1/teacher/manifest.json").read_text())
-    assert manifest["description"] == {"architecture": "llama", "backend": "chunked"}
+    assert manifest["description"] == {"architecture": "llama", "backend": "sdpa"}
     found = TeacherOfRun.of(finished)
     plan = found.plan()
     (version,) = found.store(plan).versions()

@@ -73,7 +73,7 @@ def test_each_row_is_what_plain_transformers_says_of_it_alone(architecture: str,
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_backends_agree_with_gradients(architecture: str, span: Span, batch: Batch) -> None:
     found: list[list[Tensor]] = []
-    for backend in ("reference", "chunked", "padded"):
+    for backend in ("reference", "chunked", "sdpa", "padded"):
         ends = {"attend_recent": span.recent, "attend_oldest": span.oldest}
         teacher = make_teacher(of(architecture, backend=backend, **ends))
         logit = teacher.training_scores(batch).logits["click"]
@@ -93,7 +93,7 @@ def test_component_builds_from_its_example() -> None:
     assert isinstance(teacher, TrainableTeacher)
     assert isinstance(teacher, Teacher)
     assert teacher.history == HistoryWindow(64, 16)
-    assert teacher.describe() == {"architecture": "llama", "backend": "chunked"}
+    assert teacher.describe() == {"architecture": "llama", "backend": "sdpa"}
     assert list(teacher.score(make_batch([3], [(0, 2)])).logits) == ["like"]
     assert component.build(small_config(), BuildContext(SCHEMA)).head.tasks == SCHEMA.tasks
 
