@@ -50,7 +50,7 @@ def pretrain(
             raise UsageError(
                 "nothing says what to pre-train", fix="give a run's YAML file, or --preset NAME and --data DATASET"
             )
-        more = [f"pretrain.until={until!r}"] if until else []
+        more = [f"pretrain.until={until}"] if until else []
         job = of_run(load_yaml(Path(config), [*(overrides or []), *more]), installed(), data)
     with progress_bar() as tell:
         manifest = work(job, out, tell, lambda line: messages().print(line, markup=False, highlight=False))

@@ -34,7 +34,7 @@ class PretrainConfig:
         holdout: newest events of every user that are not trained on: 0; 1, the last one is the test; or 2, the one
             before it is for validation besides.
         lr, weight_decay: of AdamW. betas: of AdamW, each in [0, 1). warmup_steps: steps from 0 to ``lr``.
-        negatives: other items that a target is compared with, >= 1.
+        negatives: other values that a target is compared with, >= 1; a vocabulary with no more is compared whole.
         negatives_from: ``uniform`` over the vocabulary, or by ``popularity`` in the sequences.
         negatives_per: ``batch``, one draw for all targets of a batch; or ``target``, a draw for each, as published.
         log_q: take the log of the drawing probability off each logit (without effect for ``uniform``).

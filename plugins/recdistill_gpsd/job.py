@@ -25,7 +25,7 @@ from recdistill_gpsd.sequences import Sequences, read_sequences
 from recdistill_gpsd.train import Epoch, Tell, train
 from recdistill_hstu.config import HSTUConfig
 from recdistill_pipeline.checkpoint import save_weights
-from recdistill_pipeline.dataset import make_split, row_of
+from recdistill_pipeline.dataset import make_split, time_of
 from recdistill_pipeline.plan import Plan, make_plan
 from recdistill_pipeline.pretrained import CONFIG, FORMAT, MANIFEST, MODEL, SEEN, VERSION
 from recdistill_pipeline.rundir import versions
@@ -66,7 +66,7 @@ def of_run(plain: Mapping[str, Any], registry: Registry, data: Path | None) -> J
         )
     source = _source(plan, registry, data)
     if config.until:
-        return Job(plan.teacher.config, config, source, _until(source, config.until))
+        return Job(plan.teacher.config, config, source, time_of(source, config.until, "pretrain.until"))
     first = make_split(source, plan.config.split).teacher[0]
     return Job(plan.teacher.config, config, source, int(source.column("event_time")[first]))
 
@@ -89,7 +89,7 @@ def of_preset(name: str, settings: Mapping[str, Any], source: SampleSource) -> J
     config = fill(PretrainConfig, {**preset.pretrain, **changed}, "", problems, "teacher pretrain")
     if teacher is None or config is None:
         raise ConfigError(problems)
-    return Job(teacher, config, source, _until(source, config.until) if config.until else None, name)
+    return Job(teacher, config, source, time_of(source, config.until, "pretrain.until") if config.until else None, name)
 
 
 def pretrain(
@@ -199,12 +199,6 @@ def _source(plan: Plan, registry: Registry, data: Path | None) -> SampleSource:
         )
     source: SampleSource = make(registry, "source", {**plan.config.dataset.source, "path": path})
     return source
-
-
-def _until(source: SampleSource, bound: str) -> int | None:
-    """The bound as a time; a share is the time of that row. None: no row is at or after it."""
-    row = row_of(source, bound, "pretrain.until", source.num_rows)
-    return int(source.column("event_time")[row]) if row < source.num_rows else None
 
 
 def _size(model: NextEvent, field: str) -> int:

@@ -18,13 +18,17 @@ class Drawing:
     Attributes:
         size: values of the vocabulary; id 0, out of vocabulary, is never drawn.
         weight: ``[size]`` float64 in proportion to which values are drawn, or None for all alike.
+        every: take each value once instead of drawing: the full softmax, for a vocabulary that is small.
     """
 
     size: int
     weight: Tensor | None = None
+    every: bool = False
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """``shape`` int64 ids in [1, size), with replacement, on the CPU."""
+        """``shape`` int64 ids in [1, size), with replacement, on the CPU; with ``every`` all of them."""
+        if self.every:
+            return torch.arange(1, self.size)
         if self.weight is None:
             return torch.randint(1, self.size, shape, generator=generator)
         # by inversion: torch.multinomial takes no more than 2 ** 24 values
@@ -34,7 +38,7 @@ class Drawing:
 
     def log_probability(self, ids: Tensor) -> Tensor | float:
         """``[*]`` float32 natural log of how likely ``ids [*]`` are drawn; 0.0 where all are alike: it cancels."""
-        if self.weight is None:
+        if self.weight is None or self.every:
             return 0.0
         share = (self.weight / self.weight.sum()).to(ids.device)[ids]
         return torch.log(share.clamp(min=1e-12)).float()

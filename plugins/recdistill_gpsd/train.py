@@ -48,7 +48,7 @@ def train(
     places, counts = sequences.windows(model.teacher.max_length, config.windows == "newest")
     steps = -(-len(places) // config.batch_users)
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
     rise = max(1, config.warmup_steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / rise))
@@ -121,6 +121,9 @@ def _reduced(losses: Mapping[str, Tensor], weight: float) -> Tensor:
 
 
 def _drawing(model: NextEvent, field: str, occurrences: Mapping[str, Ints]) -> Drawing:
+    size = len(model.table(field))
+    if size - 1 <= model.config.negatives:
+        return Drawing(size, every=True)
     if model.config.negatives_from == "popularity":
         return popularity(torch.from_numpy(occurrences[field]))
-    return Drawing(len(model.table(field)))
+    return Drawing(size)

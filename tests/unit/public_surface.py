@@ -42,6 +42,7 @@ MODULES = (
     "recdistill_core.serving",
     "recdistill_core.testing",
     "recdistill_external",
+    "recdistill_gpsd.ranking",
     "recdistill_lightning",
     "recdistill_parquet.dataset",
     "recdistill_parquet.dataset_writer",

@@ -38,6 +38,7 @@ from recdistill_pipeline.runconfig import (
     CaptureConfig,
     DatasetConfig,
     EvaluationConfig,
+    PretrainedConfig,
     RunConfig,
     SplitConfig,
     TeacherTrainingConfig,
@@ -52,6 +53,7 @@ SECTIONS = {
     "split": SplitConfig,
     "teacher_training": TeacherTrainingConfig,
     "capture": CaptureConfig,
+    "pretrained": PretrainedConfig,
     "evaluation": EvaluationConfig,
     "trainer": TrainerConfig,
 }
