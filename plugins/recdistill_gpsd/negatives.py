@@ -79,13 +79,23 @@ def sampled_softmax(
         temperature: > 0. normalise: take cosines. log_q: subtract ``log Q``.
     """
     # functional.embedding: its gradient on the CPU is summed in one order, that of plain indexing is not
-    positive, other = functional.embedding(target, table), functional.embedding(negative, table)
+    positive = functional.embedding(target, table)
     if normalise:
-        query, positive, other = unit(query), unit(positive), unit(other)
+        query, positive = unit(query), unit(positive)
     hit = (query * positive).sum(1) / temperature
-    miss = (query @ other.T if negative.dim() == 1 else torch.einsum("md,mkd->mk", query, other)) / temperature
+    miss = _products(query, table, negative, normalise) / temperature
     if log_q:
         hit = hit - drawing.log_probability(target)
         miss = miss - drawing.log_probability(negative)
     miss = miss.masked_fill(negative == target[:, None], -torch.inf)
     return torch.logsumexp(torch.cat([hit[:, None], miss], dim=1), dim=1) - hit
+
+
+def _products(query: Tensor, table: Tensor, negative: Tensor, normalise: bool) -> Tensor:
+    """``[M, K]`` products of each query with its negatives."""
+    if negative.dim() == 2 and len(table) <= negative.shape[1] * table.shape[1]:
+        # fewer numbers than the embeddings of all negatives: score every value, then pick
+        return (query @ (unit(table) if normalise else table).T).gather(1, negative)
+    other = functional.embedding(negative, table)
+    other = unit(other) if normalise else other
+    return query @ other.T if negative.dim() == 1 else torch.einsum("md,mkd->mk", query, other)

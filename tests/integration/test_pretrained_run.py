@@ -359,7 +359,9 @@ def test_the_verb_refuses_what_it_cannot_do(recdistill: Verb, feed_path: Path, f
     refused(gone, "UsageError", "the device 'nowhere' cannot be used")
     importing = write_config(tmp_path / "importing.yaml", {**plain(feed_path), "dataset": config()["dataset"]})
     refused(recdistill("teacher", "pretrain", importing, *out), "UsageError", "pre-training comes before the run")
-    other = write_config(tmp_path / "other.yaml", {**plain(feed_path), "teacher": {"name": "scores_file", "path": "x", "scale": "logit"}})
+    other = write_config(
+        tmp_path / "other.yaml", {**plain(feed_path), "teacher": {"name": "scores_file", "path": "x", "scale": "logit"}}
+    )
     refused(recdistill("teacher", "pretrain", other, *out), "UsageError", "has no tokens and layers")
     assert not (tmp_path / "out").exists()
 
