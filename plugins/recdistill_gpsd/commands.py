@@ -85,11 +85,13 @@ def _show(console: Console, manifest: dict[str, Any], preset: str, out: Path) ->
     published = PRESETS[preset].published if preset else {}
     for name, part in manifest["ranking"].items():
         table = Table(title=f"{name}: {part['users']:,} users, {manifest['candidates']:,} items", title_justify="left")
-        for heading in ("metric", "value", "95% interval", *(["published on ML-1M"] if published else [])):
+        headings = ("metric", "value", "95% interval", "by popularity", *(["published on ML-1M"] if published else []))
+        for heading in headings:
             table.add_column(heading)
         for metric, found in part["metrics"].items():
             more = [f"{published[metric]:.4f}" if metric in published else ""] if published else []
-            table.add_row(metric, f"{found['value']:.4f}", f"{found['low']:.4f} to {found['high']:.4f}", *more)
+            common = f"{part['by_popularity'][metric]['value']:.4f}"
+            table.add_row(metric, f"{found['value']:.4f}", f"{found['low']:.4f} to {found['high']:.4f}", common, *more)
         console.print(table)
     console.print(f"pre-trained: {out}", highlight=False, soft_wrap=True)
 

@@ -21,7 +21,7 @@ from recdistill_gpsd.leave_one_out import rank_held_out
 from recdistill_gpsd.model import NextEvent, trained_rows
 from recdistill_gpsd.presets import PRESETS
 from recdistill_gpsd.ranking import as_plain, summarise
-from recdistill_gpsd.sequences import Sequences, read_sequences
+from recdistill_gpsd.sequences import Ints, Sequences, read_sequences
 from recdistill_gpsd.train import Epoch, Tell, train
 from recdistill_hstu.config import HSTUConfig
 from recdistill_pipeline.checkpoint import save_weights
@@ -122,7 +122,7 @@ def pretrain(
         )
         model.to(device)
         epochs = train(model, sequences, occurrences, tell)
-        ranking = _ranking(model, sequences)
+        ranking = _ranking(model, sequences, occurrences["item"])
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_absent(out) as place:
         place.mkdir()
@@ -136,16 +136,18 @@ def pretrain(
     return manifest
 
 
-def _ranking(model: NextEvent, sequences: Sequences) -> dict[str, Any]:
-    """``{"test": ..., "validation": ...}`` of what was held out, as far as there is some."""
+def _ranking(model: NextEvent, sequences: Sequences, popularity: Ints) -> dict[str, Any]:
+    """``{"test": ..., "validation": ...}`` of what was held out, as far as there is some; by popularity besides."""
     found: dict[str, Any] = {}
     for back, name in ((1, "test"), (2, "validation")):
         if back <= model.config.holdout:
             ranked = rank_held_out(model, sequences, back)
+            common = rank_held_out(model, sequences, back, popularity)
             found[name] = {
                 "users": int(ranked.rank.size),
                 "out_of_vocabulary": ranked.out_of_vocabulary,
                 "metrics": as_plain(summarise(ranked.rank)) if ranked.rank.size else {},
+                "by_popularity": as_plain(summarise(common.rank)) if common.rank.size else {},
             }
     return found
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
 from typing import Any
 
 import pytest
+from docs_cases import DOCS
+from omegaconf import OmegaConf
 
 from recdistill_core.errors import ConfigError, UsageError
 from recdistill_gpsd.config import PretrainConfig
@@ -96,3 +100,22 @@ def test_settings_of_a_preset_can_be_changed_and_are_checked() -> None:
         ConfigError, match=r"2 faults:(.|\n)*teacher.layres: unknown key(.|\n)*epochs must be at least 1"
     ):
         of_preset("hstu-ml1m", {"epochs": 0, "teacher": {"layres": 1}}, None)  # type: ignore[arg-type]  # as above
+
+
+def test_the_page_lists_every_setting_with_its_default() -> None:
+    text = (DOCS / "pretraining.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| ", text, flags=re.MULTILINE)
+    shown = {name: OmegaConf.to_container(OmegaConf.create(f"v: {default}")) for name, default in rows}
+    plain = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(PretrainConfig()).items()
+    }
+    assert shown == {name: {"v": value} for name, value in plain.items()}
+    assert [name for name, _ in rows] == list(plain)
+
+
+def test_the_page_lists_the_published_results() -> None:
+    text = (DOCS / "pretraining.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| (\.\d+) \| (\.\d+) \|$", text, flags=re.MULTILINE)
+    assert {name: [float(hr), float(ndcg)] for name, hr, ndcg in rows} == {
+        name: list(preset.published.values()) for name, preset in PRESETS.items()
+    }

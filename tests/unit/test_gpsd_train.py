@@ -127,6 +127,15 @@ def test_ranks_equal_those_of_one_user_at_a_time(seen: str) -> None:
     assert found.rank.tolist() == [ranked_by_hand(model, source, user, seen) for user in (0, 1, 2)]
 
 
+def test_the_yardstick_ranks_by_how_often_an_item_occurs() -> None:
+    source = Source([[1, 2, 1, 3], [1, 2, 3, 1], [2, 4, 5, 9]])
+    model, sequences, _ = fit(source, None, small(filter_seen="none"))
+    count = sequences.occurrences({"item": ITEMS})["item"]
+    assert count[:6].tolist() == [0, 3, 3, 1, 1, 1]
+    # item 3 is behind 1 and 2 and ties with 4 and 5; item 1 ties with 2; item 9 never occurs, like 5 others
+    assert rank_held_out(model, sequences, popularity=count).rank.tolist() == [5.0, 2.0, 11.0]
+
+
 def test_targets_out_of_vocabulary_are_left_out_and_counted() -> None:
     model, sequences, _ = fit(Source([[1, 2, 3], [1, 2, 0], [4, 5, ITEMS]]), None, small())
     found = rank_held_out(model, sequences)
