@@ -13,16 +13,17 @@ import torch
 from recdistill_core.config import fill, make
 from recdistill_core.errors import ConfigError, Problem, UsageError
 from recdistill_core.files import whole_or_absent
-from recdistill_core.fingerprint import file_sha256
+from recdistill_core.fingerprint import digest, file_sha256, package_digest
 from recdistill_core.interfaces import SampleSource
 from recdistill_core.registry import Registry
 from recdistill_gpsd.config import PretrainConfig
 from recdistill_gpsd.leave_one_out import rank_held_out
 from recdistill_gpsd.model import NextEvent, trained_rows
 from recdistill_gpsd.presets import PRESETS
+from recdistill_gpsd.progress import Epoch, Progress
 from recdistill_gpsd.ranking import as_plain, summarise
 from recdistill_gpsd.sequences import Ints, Sequences, read_sequences
-from recdistill_gpsd.train import Epoch, Tell, train
+from recdistill_gpsd.train import Tell, train
 from recdistill_hstu.config import HSTUConfig
 from recdistill_pipeline.checkpoint import save_weights
 from recdistill_pipeline.dataset import make_split, time_of
@@ -100,7 +101,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train, rank what was held out, and write the folder, whole or not at all; returns its manifest.
 
-    Equal jobs give equal bytes on a CPU with one number of threads.
+    An interrupted job goes on after its last whole epoch, from a file beside ``out`` that is gone in the end. Equal
+    jobs give equal bytes on a CPU with one number of threads, interrupted or not.
 
     Raises:
         UsageError: if ``out`` exists, or the device is not there.
@@ -121,7 +123,8 @@ def pretrain(
             f"cutoff; predicted: {', '.join(model.fields)}"
         )
         model.to(device)
-        epochs = train(model, sequences, occurrences, tell)
+        progress = Progress(out.with_name(f".{out.name}.progress"), _digest(job, sequences, device))
+        epochs = train(model, sequences, occurrences, tell, progress)
         ranking = _ranking(model, sequences, occurrences["item"])
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_absent(out) as place:
@@ -133,7 +136,15 @@ def pretrain(
         manifest = _manifest(job, sequences, model, epochs, ranking, int(seen.sum()))
         manifest["files"] = {name: file_sha256(place / name) for name in (MODEL, SEEN, CONFIG)}
         (place / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False))
+    progress.forget()
     return manifest
+
+
+def _digest(job: Job, sequences: Sequences, device: torch.device) -> str:
+    """Of all that the weights depend on."""
+    code = package_digest("recdistill_gpsd") + package_digest("recdistill_hstu")
+    plain = [asdict(job.teacher), asdict(job.config), job.source.snapshot_id, sequences.cutoff, device.type]
+    return digest([*plain, torch.get_num_threads(), versions(), code])
 
 
 def _ranking(model: NextEvent, sequences: Sequences, popularity: Ints) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,23 +13,19 @@ from recdistill_core.errors import DataError
 from recdistill_gpsd.leave_one_out import rank_held_out
 from recdistill_gpsd.model import NextEvent
 from recdistill_gpsd.negatives import Drawing, popularity
+from recdistill_gpsd.progress import Epoch, Progress
 from recdistill_gpsd.ranking import as_plain, summarise
 from recdistill_gpsd.sequences import Ints, Sequences
 
 Tell = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What one pass gave: ``{field: mean loss in nats per target}``, and rankings where they were asked for."""
-
-    number: int
-    loss: Mapping[str, float]
-    ranking: Mapping[str, Any] | None
-
-
 def train(
-    model: NextEvent, sequences: Sequences, occurrences: Mapping[str, Ints], tell: Tell = lambda what, done, of: None
+    model: NextEvent,
+    sequences: Sequences,
+    occurrences: Mapping[str, Ints],
+    tell: Tell = lambda what, done, of: None,
+    progress: Progress | None = None,
 ) -> list[Epoch]:
     """Train in place, on the device where the model is, and return what each pass gave.
 
@@ -39,6 +33,7 @@ def train(
         model: to be trained. sequences: of the events before the cutoff.
         occurrences: ``{field: [size]}`` of the predicted fields, for drawing by popularity.
         tell: told how far an epoch is.
+        progress: where to note each epoch; what it holds of this job already is taken up. None: nowhere.
 
     Raises:
         DataError: if the loss is NaN or infinite.
@@ -50,15 +45,15 @@ def train(
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
-    rise = max(1, config.warmup_steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / rise))
     draws = torch.Generator().manual_seed(config.seed)
+    found = progress.restore(model, optimiser, draws) if progress else []
     model.train()
-    found = []
-    for number in range(1, config.epochs + 1):
+    for number in range(len(found) + 1, config.epochs + 1):
         total: dict[str, float] = dict.fromkeys(model.fields, 0.0)
         targets = dict.fromkeys(model.fields, 0)
         for step, chosen in enumerate(_order(len(places), config.batch_users, config.seed, number)):
+            rise = ((number - 1) * steps + step + 1) / max(1, config.warmup_steps)
+            optimiser.param_groups[0]["lr"] = config.lr * min(1.0, rise)
             losses = _losses(model, sequences, places[chosen], counts[chosen], drawing, draws, device)
             loss = _reduced(losses, config.field_weight)
             if not math.isfinite(float(loss.detach())):
@@ -70,7 +65,6 @@ def train(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
             optimiser.step()
-            schedule.step()
             for field, values in losses.items():
                 total[field] += float(values.detach().sum())
                 targets[field] += len(values)
@@ -79,6 +73,8 @@ def train(
         due = config.holdout and config.evaluate_every and number % config.evaluate_every == 0
         ranked = as_plain(summarise(rank_held_out(model, sequences, config.holdout).rank)) if due else None
         found.append(Epoch(number, mean, ranked))
+        if progress and number < config.epochs:
+            progress.save(model, optimiser, draws, found)
     return found
 
 

@@ -107,6 +107,27 @@ def test_equal_jobs_give_equal_bytes(feed_path: Path, folder: Path, tmp_path: Pa
     }
 
 
+def test_an_interrupted_job_goes_on_where_it_was(feed_path: Path, tmp_path: Path) -> None:
+    job = of_run({**plain(feed_path), "pretrain": {**PRETRAIN, "epochs": 3}}, installed(), None)
+    pretrain(job, tmp_path / "whole")
+    heard: list[str] = []
+
+    def stop(what: str, done: int, of: int) -> None:
+        heard.append(what)
+        if what.startswith("epoch 3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(job, tmp_path / "parts", stop)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".parts.progress", "whole"]
+    heard.clear()
+    pretrain(job, tmp_path / "parts", lambda what, done, of: heard.append(what))
+    assert set(heard) == {"epoch 3 of 3"}
+    assert not (tmp_path / ".parts.progress").exists()
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes(), path.name
+
+
 def test_seen_rows_are_taken_over_and_stay_as_they_are(folder: Path, finished: Path, feed: ParquetSource) -> None:
     before, after = weights(folder)["tokens.table.weight"], weights(finished / "seed-1/teacher")[TABLE]
     seen = safetensors.torch.load_file(folder / "seen.safetensors")["tokens.table.weight"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from recdistill_gpsd import leave_one_out
 from recdistill_gpsd.config import PretrainConfig
 from recdistill_gpsd.leave_one_out import rank_held_out
 from recdistill_gpsd.model import NextEvent
+from recdistill_gpsd.progress import Epoch, Progress
 from recdistill_gpsd.sequences import Sequences, read_sequences
-from recdistill_gpsd.train import Epoch, train
+from recdistill_gpsd.train import train
 
 KINDS: list[dict[str, Any]] = [
     {},
@@ -59,6 +61,53 @@ def test_the_same_seed_gives_the_same_bits(kind: dict[str, Any]) -> None:
     assert one == two
     other = bits(fit(chains(), None, small(**kind, seed=2))[0])
     assert all(other[name] != one[name] for name in ("tokens.table.weight",))
+
+
+def interrupted(progress: Progress, config: PretrainConfig, after: int) -> None:
+    """A fit that somebody stops in the epoch after ``after``."""
+    sequences = read_sequences(chains(), None, config.holdout)
+    torch.manual_seed(config.seed)
+    model = NextEvent(TEACHER, config, SCHEMA)
+    sizes = {name: int(model.tokens.event_rows[1, at]) for at, name in enumerate(model.tokens.fields)}
+
+    def stop(what: str, done: int, of: int) -> None:
+        if what.startswith(f"epoch {after + 1} ") and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, sequences, sequences.occurrences(sizes), stop, progress)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupted_fit_goes_on_to_the_same_bits(kind: dict[str, Any], tmp_path: Path) -> None:
+    config = small(**kind, epochs=4, warmup_steps=10, evaluate_every=2)
+    whole, sequences, epochs = fit(chains(), None, config)
+    progress = Progress(tmp_path / "deep" / ".out.progress", "job")
+    interrupted(progress, config, after=2)
+    torch.manual_seed(99)  # whatever another process starts from
+    model = NextEvent(TEACHER, config, SCHEMA)
+    sizes = {name: int(model.tokens.event_rows[1, at]) for at, name in enumerate(model.tokens.fields)}
+    heard = set[str]()
+    again = train(model, sequences, sequences.occurrences(sizes), lambda what, done, of: heard.add(what), progress)
+    assert heard == {"epoch 3 of 4", "epoch 4 of 4"}
+    assert bits(model) == bits(whole)
+    assert again == epochs
+
+
+def test_what_is_no_progress_of_this_job_is_not_taken_up(tmp_path: Path) -> None:
+    config = small(epochs=3)
+    path = tmp_path / "progress"
+    interrupted(Progress(path, "another job"), config, after=1)
+    model, _, _ = fit(chains(), None, config)
+    fresh = NextEvent(TEACHER, config, SCHEMA)
+    optimiser = torch.optim.AdamW(fresh.parameters())
+    before = bits(fresh)
+    for content in (path.read_bytes(), b"damaged", b""):
+        path.write_bytes(content)
+        assert Progress(path, "job").restore(fresh, optimiser, torch.Generator()) == []
+    Progress(path, "job").forget()
+    assert Progress(path, "job").restore(fresh, optimiser, torch.Generator()) == []
+    assert bits(fresh) == before != bits(model)
 
 
 @settings(max_examples=12, deadline=None)
