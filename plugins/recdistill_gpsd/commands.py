@@ -104,6 +104,9 @@ def _show_gaps(console: Console, found: dict[str, Any]) -> None:
         for entry in found["runs"]:
             sides = [_interval(entry[metric][side]) for side in ("train", "test", "gap")]
             table.add_row(entry["run"], "yes" if entry["pretrained"] else "no", *sides)
+            other = entry.get("versus_first", {}).get(metric)
+            if other:
+                table.add_row("  less the first", "", *[_interval(other[side]) for side in ("train", "test", "gap")])
         console.print(table)
     counts = ", ".join(f"{entry['train_rows']:,}" for entry in found["runs"])
     console.print(f"training rows looked at: {counts}; gap: test minus training", highlight=False)

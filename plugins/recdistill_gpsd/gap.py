@@ -51,7 +51,8 @@ def gaps(
 
     Returns:
         JSON-able: per run and metric ``train``, ``test`` and ``gap`` (test minus train), means over seeds with
-        percentile intervals over users; a user has one weight on both sides.
+        percentile intervals over users; a user has one weight on both sides. Every run but the first has the
+        same of its difference to the first under ``versus_first``, paired by user; None where their rows differ.
 
     Raises:
         UsageError: if a run has no trained teacher, or the runs are of different tasks.
@@ -62,6 +63,15 @@ def gaps(
     tasks = list(dict.fromkeys(entry["task"] for entry in found))
     if len(tasks) > 1:
         raise UsageError(f"the runs are of different tasks: {', '.join(tasks)}", fix="compare runs of one task")
+    first = found[0]
+    for entry in found[1:]:
+        same = all(entry[key] == first[key] for key in ("dataset", "split"))
+        entry["versus_first"] = {
+            name: intervals(entry["draws"][name] - first["draws"][name], confidence) if same else None
+            for name in METRICS
+        }
+    for entry in found:
+        del entry["draws"]
     return {"task": tasks[0], "rows": rows, "confidence": confidence, "metrics": list(METRICS), "runs": found}
 
 
@@ -91,45 +101,46 @@ def _one(path: Path, rows: int, resamples: int, confidence: float, tell: Tell) -
     manifest = read_json(path / f"seed-{seeds[0]}/teacher/manifest.json")
     label, user = source.column(f"label_{task}").astype(np.float64), source.column("user_id")
     sides = Scored(label[train], user[train], of_train), Scored(label[test], user[test], of_test)
-    measured = {
-        name: compare(make(installed(), "metric", {"name": name}), *sides, resamples, confidence) for name in METRICS
-    }
+    draws = {name: draw(make(installed(), "metric", {"name": name}), *sides, resamples) for name in METRICS}
     return {
         "run": str(path),
         "task": task,
+        "dataset": source.snapshot_id,
+        "split": [list(split.teacher), list(split.test)],
         "pretrained": manifest.get("pretrained"),
         "seeds": list(seeds),
         "train_rows": len(train),
         "test_rows": len(test),
-        **measured,
+        "draws": draws,
+        **{name: intervals(found, confidence) for name, found in draws.items()},
     }
 
 
-def compare(
-    metric: Metric, train: Scored, test: Scored, resamples: int, confidence: float
-) -> dict[str, Mapping[str, float | None]]:
-    """``{"train" | "test" | "gap": {value, low, high}}`` of one metric; None where it is undefined."""
+def draw(metric: Metric, train: Scored, test: Scored, resamples: int) -> Floats:
+    """``[1 + resamples, 3]`` of one metric: training side, test side, and test minus training; the first of all users.
+
+    The users of a resample depend on their number alone, so that draws of two models on the same rows are paired.
+    """
     users, index = np.unique(np.concatenate([train.user, test.user]), return_inverse=True)
     of_train = _over_seeds(metric, train, index[: len(train.user)])
     of_test = _over_seeds(metric, test, index[len(train.user) :])
-
-    def values(weights: Floats) -> Floats:
-        low, high = of_train(weights), of_test(weights)
-        return np.array([low, high, high - low])
-
-    point = values(np.ones(len(users)))
     rng = np.random.default_rng(BOOTSTRAP_SEED)
-    drawn = np.array(
-        [
-            values(np.bincount(rng.integers(len(users), size=len(users)), minlength=len(users)).astype(np.float64))
-            for _ in range(resamples)
-        ]
-    )
-    drawn = drawn[np.isfinite(drawn).all(axis=1)]
+    found = np.empty((1 + resamples, 3))
+    for at in range(1 + resamples):
+        picked = rng.integers(len(users), size=len(users)) if at else np.arange(len(users))
+        weights = np.bincount(picked, minlength=len(users)).astype(np.float64)
+        low, high = of_train(weights), of_test(weights)
+        found[at] = low, high, high - low
+    return found
+
+
+def intervals(draws: Floats, confidence: float) -> dict[str, Mapping[str, float | None]]:
+    """``{"train" | "test" | "gap": {value, low, high}}`` of :func:`draw`; None where it is undefined."""
+    defined = draws[1:][np.isfinite(draws[1:]).all(axis=1)]
     tail = (1.0 - confidence) / 2
-    bounds = np.quantile(drawn, [tail, 1.0 - tail], axis=0) if len(drawn) else np.full((2, 3), np.nan)
+    bounds = np.quantile(defined, [tail, 1.0 - tail], axis=0) if len(defined) else np.full((2, 3), np.nan)
     return {
-        name: {"value": _number(point[at]), "low": _number(bounds[0, at]), "high": _number(bounds[1, at])}
+        name: {"value": _number(draws[0, at]), "low": _number(bounds[0, at]), "high": _number(bounds[1, at])}
         for at, name in enumerate(("train", "test", "gap"))
     }
 

@@ -10,9 +10,7 @@ import pytest
 from pipeline_cases import Verb, answer
 
 SPEC = importlib.util.find_spec("recbole")
-RATINGS = (
-    Path(*(SPEC.submodule_search_locations or ["."])[:1] if SPEC else ["."]) / "dataset_example/ml-100k/ml-100k.inter"
-)
+RATINGS = Path(SPEC.origin if SPEC and SPEC.origin else "").parent / "dataset_example/ml-100k/ml-100k.inter"
 EXAMPLE = Path(__file__).parents[2] / "examples/movielens_to_parquet.py"
 
 

@@ -28,7 +28,7 @@ from pipeline_cases import (
 from recdistill_core.config import load_yaml
 from recdistill_core.errors import IntegrityError, LeakError, UsageError
 from recdistill_core.registry import installed
-from recdistill_gpsd.gap import Scored, compare, gaps
+from recdistill_gpsd.gap import Scored, draw, gaps, intervals
 from recdistill_gpsd.job import of_preset, of_run, pretrain
 from recdistill_metrics.ranking import Auc
 from recdistill_parquet.dataset import ParquetSource
@@ -330,6 +330,12 @@ def test_the_gap_of_runs(recdistill: Verb, finished: Path, feed_path: Path, tmp_
             sides = entry[metric]
             assert sides["gap"]["value"] == pytest.approx(sides["test"]["value"] - sides["train"]["value"])
             assert sides["gap"]["low"] <= sides["gap"]["value"] <= sides["gap"]["high"]
+    one, two = (entry["ne"] for entry in found["runs"])
+    other = found["runs"][1]["versus_first"]["ne"]
+    assert "versus_first" not in found["runs"][0]
+    for side in ("train", "test", "gap"):
+        assert other[side]["value"] == pytest.approx(two[side]["value"] - one[side]["value"])
+        assert other[side]["low"] <= other[side]["value"] <= other[side]["high"]
     # the test side is what the run itself reports
     reported = json.loads((finished / "metrics.json").read_text())["teacher"]
     assert found["runs"][0]["auc"]["test"]["value"] == pytest.approx(reported["auc"], abs=1e-9)
@@ -338,13 +344,21 @@ def test_the_gap_of_runs(recdistill: Verb, finished: Path, feed_path: Path, tmp_
     assert (code, "gap: test minus training" in out) == (0, True)
 
 
+def test_runs_of_other_rows_have_no_paired_difference(finished: Path, feed_path: Path, tmp_path: Path) -> None:
+    run_of(tmp_path / "short", {**plain(feed_path), "split": {"train_from": "60%", "test_from": "75%"}}).teachers()
+    found = gaps([finished, tmp_path / "short"], rows=100, resamples=20)
+    assert found["runs"][1]["versus_first"] == {"ne": None, "auc": None}
+
+
 def test_the_gap_is_the_difference_of_two_metrics() -> None:
     rng = np.random.default_rng(0)
     label, user = rng.integers(0, 2, 80).astype(float), rng.integers(0, 10, 80)
     good = [label * 2 + rng.normal(size=80)]
     train, test = Scored(label[:50], user[:50], good[:1]), Scored(label[50:], user[50:] + 5, [good[0][50:]])
     train = Scored(train.label, train.user, [good[0][:50]])
-    found = compare(Auc(), train, test, 50, 0.9)
+    found = intervals(draw(Auc(), train, test, 50), 0.9)
+    same = intervals(draw(Auc(), train, test, 50) - draw(Auc(), train, test, 50), 0.9)
+    assert same["gap"] == {"value": 0.0, "low": 0.0, "high": 0.0}  # paired: a model against itself has no spread
     for name, part in (("train", train), ("test", test)):
         wanted = Auc().prepare(part.logits[0], part.label, part.user)(np.ones(int(part.user.max()) + 1))
         assert found[name]["value"] == pytest.approx(wanted)
