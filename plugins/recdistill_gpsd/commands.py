@@ -16,7 +16,7 @@ from recdistill_core.registry import installed
 from recdistill_gpsd.presets import PRESETS
 
 ConfigArgument = Annotated[
-    str, typer.Argument(help="YAML file of a run; with --preset a first setting.", metavar="[CONFIG]")
+    str, typer.Argument(help="YAML file of a run; with --preset a first setting.", metavar="CONFIG")
 ]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, as key.path=value.", metavar="[KEY=VALUE ...]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,10 @@ from recdistill_gpsd.job import of_preset, of_run, pretrain
 from recdistill_metrics.ranking import Auc
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
-from recdistill_pipeline.pretrained import Pretrained
+from recdistill_pipeline.external import without_effect
+from recdistill_pipeline.models import build_teacher
+from recdistill_pipeline.plan import make_plan
+from recdistill_pipeline.pretrained import Pretrained, take_over
 from recdistill_pipeline.teacher_of_run import TeacherOfRun
 
 PRETRAIN = {"epochs": 1, "negatives": 16, "batch_users": 16, "device": "cpu"}
@@ -132,8 +136,6 @@ def test_seen_rows_are_taken_over_and_stay_as_they_are(folder: Path, finished: P
     before, after = weights(folder)["tokens.table.weight"], weights(finished / "seed-1/teacher")[TABLE]
     seen = safetensors.torch.load_file(folder / "seen.safetensors")["tokens.table.weight"]
     start = run_of(finished, load_yaml(finished / "config.yaml")).plan
-    from recdistill_pipeline.models import build_teacher
-
     fresh = build_teacher(start, feed.schema, 1).state_dict()[TABLE]
     assert 0 < int(seen.sum()) < len(seen)
     assert torch.equal(after[seen], before[seen])
@@ -160,6 +162,9 @@ def test_rows_whose_events_were_seen_count_as_trained_on(finished: Path, feed: P
     rows = np.arange(feed.num_rows)
     reached = TeacherOfRun.of(finished).reached(feed, rows)
     early = feed.column("event_time") < manifest(finished / "seed-1/teacher")["pretrained"]["cutoff"]
+    plan = TeacherOfRun.of(finished).plan()
+    facts = TeacherOfRun.of(finished).facts(plan, feed)
+    assert facts["pretrained"] == manifest(finished / "seed-1/teacher")["pretrained"]
     assert early.sum() > 100
     assert reached[early].all()
     assert not reached[int(0.75 * feed.num_rows) :].any()
@@ -305,10 +310,13 @@ def test_held_parameters_do_not_move(feed: ParquetSource) -> None:
     assert not torch.equal(end["teacher.layers.0.output.weight"], start["teacher.layers.0.output.weight"])
 
 
-def test_nothing_left_to_train_is_refused(feed_path: Path, folder: Path, feed: ParquetSource) -> None:
-    from recdistill_pipeline.plan import make_plan
-    from recdistill_pipeline.pretrained import take_over
+def test_a_teacher_that_is_not_trained_here_takes_nothing_over(feed_path: Path, folder: Path) -> None:
+    asked = {"name": "scores_file", "path": "x", "scale": "logit"}
+    assert "pretrained" in without_effect(make_plan(plain(feed_path, folder, teacher=asked), installed()))
+    assert "pretrained" not in without_effect(make_plan(plain(feed_path, teacher=asked), installed()))
 
+
+def test_nothing_left_to_train_is_refused(feed_path: Path, folder: Path, feed: ParquetSource) -> None:
     module = teacher_module(feed, layers=1)
     for name, part in module.named_parameters():
         if not name.startswith("teacher.layers"):
@@ -417,8 +425,6 @@ def test_a_preset_reads_a_log_in_the_format_of_movielens(recdistill: Verb, tmp_p
         for _ in range(20)
     ]
     (tmp_path / "ratings.dat").write_text("\n".join(lines) + "\n")
-    import runpy
-
     made = runpy.run_path(str(Path(__file__).parents[2] / "examples/movielens_to_parquet.py"))
     made["convert"](tmp_path / "ratings.dat", tmp_path / "ml")
     words = (f"path={tmp_path}/ml/ratings.parquet", f"schema={tmp_path}/ml/schema.yaml")
