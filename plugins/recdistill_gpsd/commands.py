@@ -52,8 +52,12 @@ def pretrain(
             )
         more = [f"pretrain.until={until}"] if until else []
         job = of_run(load_yaml(Path(config), [*(overrides or []), *more]), installed(), data)
-    with progress_bar() as tell:
-        manifest = work(job, out, tell, lambda line: messages().print(line, markup=False, highlight=False))
+    try:
+        with progress_bar() as tell:
+            manifest = work(job, out, tell, lambda line: messages().print(line, markup=False, highlight=False))
+    except KeyboardInterrupt:
+        messages().print("interrupted: the same command goes on after the last whole epoch")
+        raise
     emit({**manifest, "out": str(out)}, json, lambda console: _show(console, manifest, preset, out))
 
 

@@ -39,6 +39,7 @@ class Job:
     Attributes:
         teacher: sizes of tokens and layers. config: of the training. source: the dataset.
         cutoff: ms UTC, or None for the end of the log. preset: its name, or empty.
+        threads: CPU threads; 0 leaves torch's choice.
     """
 
     teacher: HSTUConfig
@@ -46,6 +47,7 @@ class Job:
     source: SampleSource
     cutoff: int | None
     preset: str = ""
+    threads: int = 0
 
 
 def of_run(plain: Mapping[str, Any], registry: Registry, data: Path | None) -> Job:
@@ -67,9 +69,10 @@ def of_run(plain: Mapping[str, Any], registry: Registry, data: Path | None) -> J
         )
     source = _source(plan, registry, data)
     if config.until:
-        return Job(plan.teacher.config, config, source, time_of(source, config.until, "pretrain.until"))
-    first = make_split(source, plan.config.split).teacher[0]
-    return Job(plan.teacher.config, config, source, int(source.column("event_time")[first]))
+        cutoff = time_of(source, config.until, "pretrain.until")
+    else:
+        cutoff = int(source.column("event_time")[make_split(source, plan.config.split).teacher[0]])
+    return Job(plan.teacher.config, config, source, cutoff, threads=plan.config.threads)
 
 
 def of_preset(name: str, settings: Mapping[str, Any], source: SampleSource) -> Job:
@@ -85,8 +88,11 @@ def of_preset(name: str, settings: Mapping[str, Any], source: SampleSource) -> J
     if name not in PRESETS:
         raise UsageError(f"there is no preset {name!r}", where="--preset", fix=f"use one of: {', '.join(PRESETS)}")
     preset, problems = PRESETS[name], list[Problem]()
-    changed = {key: value for key, value in settings.items() if key != "teacher"}
-    teacher = fill(HSTUConfig, {**preset.teacher, **settings.get("teacher", {})}, "teacher", problems, "teacher 'hstu'")
+    changed, sizes = dict(settings), settings.get("teacher", {})
+    changed.pop("teacher", None)
+    if not isinstance(sizes, Mapping):
+        raise ConfigError([Problem("teacher", f"must be a mapping, as in teacher.layers=4, got {sizes!r}")])
+    teacher = fill(HSTUConfig, {**preset.teacher, **sizes}, "teacher", problems, "teacher 'hstu'")
     config = fill(PretrainConfig, {**preset.pretrain, **changed}, "", problems, "teacher pretrain")
     if teacher is None or config is None:
         raise ConfigError(problems)
@@ -111,6 +117,8 @@ def pretrain(
     if out.exists():
         raise UsageError("the folder exists already", where=f"--out: {out}", fix="give another --out, or delete it")
     config, device = job.config, _device(job.config.device)
+    if job.threads:
+        torch.set_num_threads(job.threads)
     sequences = read_sequences(job.source, job.cutoff, config.holdout)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
