@@ -7,14 +7,19 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from docs_cases import DOCS
+from docs_cases import DOCS, ROOT
 from omegaconf import OmegaConf
 
-from recdistill_core.errors import ConfigError, UsageError
+from recdistill_core.config import fill, load_yaml
+from recdistill_core.errors import ConfigError, Problem, UsageError
+from recdistill_core.registry import installed
 from recdistill_gpsd.config import PretrainConfig
 from recdistill_gpsd.job import of_preset
 from recdistill_gpsd.presets import PRESETS
+from recdistill_pipeline.plan import make_plan
 from recdistill_pipeline.runconfig import PretrainedConfig
+
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.mark.parametrize(
@@ -121,3 +126,10 @@ def test_the_page_lists_the_published_results() -> None:
     assert {name: [float(hr), float(ndcg)] for name, hr, ndcg in rows} == {
         name: list(preset.published.values()) for name, preset in PRESETS.items()
     }
+
+
+def test_the_example_is_a_valid_run_with_a_valid_pretraining() -> None:
+    plan = make_plan(load_yaml(EXAMPLES / "kuairand_pretrained.yaml"), installed())
+    problems: list[Problem] = []
+    config = fill(PretrainConfig, plan.config.pretrain, "pretrain", problems)
+    assert (problems, config and config.epochs) == ([], 5)
