@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,18 @@ class Optimisation:
                 f"weight_decay and warmup_steps must be >= 0, got {self.weight_decay} and {self.warmup_steps}"
             )
 
-    def configure(self, module: nn.Module, total_steps: int) -> Any:
-        """What ``configure_optimizers`` returns."""
-        optimizer = torch.optim.AdamW(module.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
+    def configure(self, module: nn.Module, total_steps: int, kept: Collection[str] = ()) -> Any:
+        """What ``configure_optimizers`` returns; parameters without gradient take no part.
+
+        Args:
+            module: whose parameters are trained. total_steps: of the run.
+            kept: names of parameters of which some rows must stay as they are; they do not decay.
+        """
+        trained = [(name, part) for name, part in module.named_parameters() if part.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": [part for name, part in trained if name not in kept]}]
+        if len(groups[0]["params"]) < len(trained):
+            groups.append({"params": [part for name, part in trained if name in kept], "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
@@ -70,6 +79,7 @@ class _Module(L.LightningModule):
         self.optimisation = optimisation or Optimisation()
         self.task = next(iter(objectives))
         self.measures = nn.ModuleDict(metrics)
+        self.kept: set[str] = set()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Served logits ``{task: [N]}``."""
@@ -98,9 +108,24 @@ class _Module(L.LightningModule):
         """Adam as :class:`Optimisation` says; override it for anything else."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, DistillationDataModule):
-            return self.optimisation.configure(self, data.updates(self.trainer.accumulate_grad_batches))
+            return self.optimisation.configure(self, data.updates(self.trainer.accumulate_grad_batches), self.kept)
         steps = self.trainer.estimated_stepping_batches if self.optimisation.decay else 1
-        return self.optimisation.configure(self, max(1, int(steps)))
+        return self.optimisation.configure(self, max(1, int(steps)), self.kept)
+
+    def hold(self, name: str, rows: Tensor | None = None) -> None:
+        """Leave a parameter as it is in training, wholly or in some rows; call it before the fit.
+
+        Args:
+            name: as in ``named_parameters``. rows: ``[R]`` bool of a parameter ``[R, ...]``; None: all of it.
+        """
+        parameter = self.get_parameter(name)
+        if rows is None or bool(rows.all()):
+            parameter.requires_grad_(False)
+            return
+        free = (~rows).view(-1, *[1] * (parameter.dim() - 1)).to(parameter.dtype)
+        # without a gradient AdamW's moments stay 0, and with them the step
+        parameter.register_hook(lambda gradient: gradient * free.to(gradient.device))  # type: ignore[no-untyped-call]  # torch ships it without types
+        self.kept.add(name)
 
     def _log_terms(self, task: str, terms: Mapping[str, Tensor], count: int) -> None:
         values = {f"train/{task}/{name}": value.detach().mean() for name, value in terms.items()}

@@ -174,6 +174,24 @@ class ParquetSource:
         with pa.memory_map(str(self.path / fmt.USERS)) as source:
             return pa.ipc.open_file(source).read_all()
 
+    def events(self, places: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """Events ``[places[i], places[i] + counts[i])`` of the event table for every ``i``, end to end.
+
+        Args:
+            places: ``[U]`` such as ``event_start`` of :meth:`users`. counts: ``[U]`` how many of each.
+
+        Returns:
+            ``{"item": [E], "action": [E], "time": [E] ms UTC, ...}``.
+
+        Raises:
+            DataError: if the dataset has no events.
+        """
+        if self._events is None:
+            raise DataError(
+                "the dataset has no events", where=str(self.path), fix="import the log again with `actions`"
+            )
+        return self._events.take_ranges(places, counts, self._events.names)
+
     def verify(self) -> None:
         """Read and hash every file. Raises IntegrityError naming the first that is damaged, missing or unknown."""
         for name, entry in self.manifest.files.items():

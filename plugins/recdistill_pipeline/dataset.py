@@ -89,21 +89,30 @@ def row_of(source: SampleSource, bound: str, name: str, default: int) -> int:
     Raises:
         UsageError: if it is none of these.
     """
+    return source.row_at(time_of(source, bound, name)) if bound.strip() else default
+
+
+def time_of(source: SampleSource, bound: str, name: str) -> int:
+    """The time of a bound, ms UTC: as it says, or for a share such as ``80%`` that of the first row after it.
+
+    Args:
+        source: the dataset. bound: an ISO date or time (UTC), ms since the epoch, or a share. name: as above.
+
+    Raises:
+        UsageError: if it is none of these.
+    """
     text = bound.strip()
-    if not text:
-        return default
     try:
         if text.endswith("%"):
             share = float(text[:-1]) / 100.0
             if not 0.0 <= share <= 1.0:
                 raise ValueError
+            times = source.column("event_time")
             place = int(share * source.num_rows)
-            if place >= source.num_rows:
-                return source.num_rows
             # rows of one moment stay on one side of the bound
-            return source.row_at(int(source.column("event_time")[place]))
+            return int(times[place]) if place < source.num_rows else int(times.max(initial=-1)) + 1
         if text.isdigit() and len(text) > 8:
-            return source.row_at(int(text))
+            return int(text)
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise UsageError(
@@ -112,7 +121,7 @@ def row_of(source: SampleSource, bound: str, name: str, default: int) -> int:
             fix="write an ISO date or time (2022-05-04, 2022-05-04T12:00:00+08:00), ms since the epoch, or '80%'",
         ) from error
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return source.row_at(int(moment.timestamp() * 1000))
+    return int(moment.timestamp() * 1000)
 
 
 def _iso(source: SampleSource, row: int) -> str:

@@ -52,6 +52,7 @@ def without_effect(plan: Plan) -> list[str]:
         if getattr(config, entry.name) != getattr(plain, entry.name) and entry.name not in for_students
     ]
     found += ["teacher_debiasers"] if plan.teacher_debiasers else []
+    found += ["pretrained"] if plan.config.pretrained.path else []
     found += ["split.train_from"] if plan.config.split.train_from and plan.config.split.student_from else []
     return found
 

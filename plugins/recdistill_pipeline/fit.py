@@ -25,6 +25,7 @@ from recdistill_pipeline.checkpoint import save_weights
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.models import build_student, build_teacher, debiaser_reports, fit_debiasers, read_order
 from recdistill_pipeline.plan import Plan
+from recdistill_pipeline.pretrained import take_over
 from recdistill_pipeline.runconfig import TrainingConfig
 from recdistill_pipeline.scoring import rows_by_user
 from recdistill_pipeline.student_labels import label_facts, student_labels
@@ -49,9 +50,10 @@ def fit_teacher(
     """
     config = plan.config.teacher_training
     module = build_teacher(plan, source.schema, seed)
+    taken = take_over(plan, module, source)
     data = training_data(module, source, config, split.teacher, split.stream, seed)
     # resume: a crash may fall between the commit of the labels and that of the step
-    facts = label_notes(plan)
+    facts = {**label_notes(plan), **taken}
     capture = LogitCapture(store, warmup_steps=plan.config.capture.warmup_steps, facts=facts, resume=True)
     callbacks = [capture] if plan.config.capture.mode == "prequential" else []
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
@@ -67,6 +69,7 @@ def fit_teacher(
         "description": dict(module.teacher.describe()),
         "history": history_facts(source, module.history, split.teacher),
         "debiasers": debiaser_reports(module),
+        **taken,
     }
 
 
@@ -98,13 +101,14 @@ def fit_fold(
     config, capture = plan.config.teacher_training, plan.config.capture
     fold = make_folds(source, split.teacher, capture.folds, capture.fold_by, seed)[number]
     module = build_teacher(plan, source.schema, seed)
+    taken = take_over(plan, module, source)
     data = training_data(module, source, config, split.teacher, split.stream, seed, keep=fold.train)
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
     title = f"teacher, seed {seed}, fold {number + 1} of {capture.folds}"
     trainer.fit(module, data, epochs=data.epochs, callbacks=[], out=out / "log", title=title)
     save_weights(module.state_dict(), out / "model.safetensors")
     module.trained.save(out / "trained_on.npy")
-    facts = {"fold": number, "folds": capture.folds, "fold_by": capture.fold_by, **label_notes(plan)}
+    facts = {"fold": number, "folds": capture.folds, "fold_by": capture.fold_by, **label_notes(plan), **taken}
     version = capture_after_training(
         module,
         rows_by_user(source, fold.score, module.history, plan.config.evaluation.batch_size),
@@ -120,6 +124,7 @@ def fit_fold(
         "labels": label_facts([version]),
         "fingerprint": version.version,
         "trained_rows": int(fold.train.sum()),
+        **taken,
     }
 
 

@@ -23,6 +23,7 @@ from recdistill_pipeline.external import black_box, label_teacher, read_publishe
 from recdistill_pipeline.fit import fit_fold, fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.plots import draw_all
+from recdistill_pipeline.pretrained import require_pretrained
 from recdistill_pipeline.report import summary
 from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here, versions
 from recdistill_pipeline.student_labels import require_others
@@ -79,6 +80,8 @@ class Run:
         if teacher is not None:
             self._ask(teacher, source, split, todo)
             return
+        if todo:
+            require_pretrained(self.plan, source, split, self._steps())
         for seed in self.plan.config.seeds:
             name = f"seed-{seed}/teacher"
             if not self.directory.done(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +133,32 @@ class CaptureConfig:
 
 
 @dataclass(frozen=True)
+class PretrainedConfig:
+    """What the teacher takes over from a sequence model that ``teacher pretrain`` has trained (GPSD, arXiv 2506.03699).
+
+    Attributes:
+        path: its folder; empty: nothing is taken over.
+        transfer: regular expressions; a parameter that one of them finds in its name is loaded.
+        freeze: regular expressions; what is loaded and found by one of them is not trained. Of an embedding table only
+            the rows of values that pre-training has seen are loaded, and only they are frozen.
+    """
+
+    path: str = ""
+    transfer: list[str] = field(default_factory=lambda: ["^tokens\\."])
+    freeze: list[str] = field(default_factory=lambda: ["^tokens\\."])
+
+    def __post_init__(self) -> None:
+        for name in ("transfer", "freeze"):
+            for pattern in getattr(self, name):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f"{name} holds {pattern!r}, which is no regular expression: {error}") from error
+        if not self.transfer:
+            raise ValueError("transfer needs at least one regular expression; an empty path takes nothing over")
+
+
+@dataclass(frozen=True)
 class LabelsConfig:
     """Which labels of the store the students learn from.
 
@@ -208,6 +235,8 @@ class RunConfig:
         students: one or more; the first one's numbers head ``metrics.json``.
         exporters: formats in which every distilled student is written.
         seeds: each seed trains a teacher, and every student raw and distilled.
+        pretrained: what the teacher takes over from a model that was pre-trained.
+        pretrain: settings of ``teacher pretrain``; the run itself does not read them.
         threads: CPU threads; 0 leaves torch's choice.
     """
 
@@ -226,6 +255,8 @@ class RunConfig:
     student_training: TrainingConfig = field(default_factory=TrainingConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
+    pretrain: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     exporters: list[Any] = field(default_factory=list)
     trainer: dict[str, Any] = field(default_factory=lambda: {"name": "lightning"})

@@ -19,7 +19,7 @@ from recdistill_core.files import sync, sync_tree, write_atomically
 from recdistill_core.fingerprint import digest, file_sha256
 
 #: Settings that no finished step depends on, so that a run may go on with others.
-LATE = ("exporters",)
+LATE = ("exporters", "pretrain")
 #: Which dataset the steps were made from.
 DATASET = "dataset.json"
 LIBRARIES = (

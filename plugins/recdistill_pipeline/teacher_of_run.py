@@ -111,8 +111,10 @@ class TeacherOfRun:
         trained = self._trained_on()
         if trained is None:
             return {"dataset": source.snapshot_id, "teacher": plan.teacher.plain()}
-        until = trained.until(source)
-        return {"dataset": source.snapshot_id, "seed": self.seed, "trained_until": until, **label_notes(plan)}
+        notes = {"dataset": source.snapshot_id, "seed": self.seed, "trained_until": trained.until(source)}
+        step = read_json(self.run / self.name / "manifest.json")
+        started = {"pretrained": step["pretrained"]} if "pretrained" in step else {}
+        return {**notes, **label_notes(plan), **started}
 
     def _trained_on(self) -> TrainedExamples | None:
         """What the teacher was trained on; None for one that was not trained here."""

@@ -44,6 +44,7 @@ MODULES = (
     "recdistill_core.testing",
     "recdistill_core.weights",
     "recdistill_external",
+    "recdistill_gpsd.ranking",
     "recdistill_lightning",
     "recdistill_parquet.dataset",
     "recdistill_parquet.dataset_writer",

@@ -41,6 +41,7 @@ from recdistill_pipeline.runconfig import (
     CaptureConfig,
     DatasetConfig,
     EvaluationConfig,
+    PretrainedConfig,
     RunConfig,
     SplitConfig,
     TeacherTrainingConfig,
@@ -55,6 +56,7 @@ SECTIONS = {
     "split": SplitConfig,
     "teacher_training": TeacherTrainingConfig,
     "capture": CaptureConfig,
+    "pretrained": PretrainedConfig,
     "evaluation": EvaluationConfig,
     "trainer": TrainerConfig,
 }

@@ -1,0 +1,441 @@
+"""Pre-training and a run that starts from it: what is taken over, what stays frozen, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from pipeline_cases import (
+    TEACHER,
+    Verb,
+    answer,
+    config,
+    data_module,
+    fit,
+    refused,
+    run_of,
+    teacher_module,
+    write_config,
+)
+
+from recdistill_core.config import load_yaml
+from recdistill_core.errors import IntegrityError, LeakError, UsageError
+from recdistill_core.registry import installed
+from recdistill_gpsd.gap import Scored, draw, gaps, intervals
+from recdistill_gpsd.job import of_preset, of_run, pretrain
+from recdistill_metrics.ranking import Auc
+from recdistill_parquet.dataset import ParquetSource
+from recdistill_parquet.labels import ParquetLogitStore
+from recdistill_pipeline.external import without_effect
+from recdistill_pipeline.models import build_teacher
+from recdistill_pipeline.plan import make_plan
+from recdistill_pipeline.pretrained import Pretrained, take_over
+from recdistill_pipeline.teacher_of_run import TeacherOfRun
+
+PRETRAIN = {"epochs": 1, "negatives": 16, "batch_users": 16, "device": "cpu"}
+TABLE = "teacher.tokens.table.weight"
+
+
+def plain(dataset: Path, folder: Path | None = None, **changes: Any) -> dict[str, Any]:
+    """A run of one seed and one student whose teacher trains from 30% of the rows on."""
+    taken = changes.pop("pretrained", {})
+    return config(
+        dataset,
+        seeds=[1],
+        students=[{"name": "mlp", "embedding": 4, "hidden": [8], "recent": 5}],
+        split={"train_from": "30%", "test_from": "75%"},
+        pretrain=PRETRAIN,
+        **({"pretrained": {"path": str(folder), **taken}} if folder else {}),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(feed_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-trained model of the run's own cutoff; read-only."""
+    out = tmp_path_factory.mktemp("pretrained") / "one"
+    pretrain(of_run(plain(feed_path), installed(), None), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(feed_path: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that started from it; read-only."""
+    out = tmp_path_factory.mktemp("run") / "with"
+    run_of(out, plain(feed_path, folder)).all()
+    return out
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+    return found
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(path / "model.safetensors")
+
+
+def test_the_folder_says_how_it_was_made(folder: Path, feed: ParquetSource) -> None:
+    found = manifest(folder)
+    first = int(feed.column("event_time")[int(0.3 * feed.num_rows)])
+    assert (found["dataset"], found["cutoff"], found["seed"]) == (feed.snapshot_id, first, 1)
+    users = feed.users()
+    times = feed.events(np.array([0]), np.array([feed.manifest.counts["events"]]))["time"]
+    assert found["events"] + found["held_out"] == int((times < first).sum()) < len(times)
+    assert found["held_out"] <= len(users)
+    assert found["predicted"] == ["item", "category"]
+    assert set(found["epochs"][0]["loss"]) == {"item", "category"}
+    assert set(found["ranking"]) == {"test"}
+    assert (
+        0
+        <= found["ranking"]["test"]["metrics"]["hr@10"]["low"]
+        <= found["ranking"]["test"]["metrics"]["hr@10"]["value"]
+    )
+    assert {"torch", "recdistill"} <= set(found["versions"])
+    assert json.loads((folder / "config.json").read_text())["teacher"]["width"] == TEACHER["width"]
+    assert {path.name for path in folder.iterdir()} == {"config.json", "manifest.json", *found["files"]}
+
+
+def test_equal_jobs_give_equal_bytes(feed_path: Path, folder: Path, tmp_path: Path) -> None:
+    pretrain(of_run(plain(feed_path), installed(), None), tmp_path / "again")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()
+    }
+
+
+def test_an_interrupted_job_goes_on_where_it_was(feed_path: Path, tmp_path: Path) -> None:
+    job = of_run({**plain(feed_path), "pretrain": {**PRETRAIN, "epochs": 3}}, installed(), None)
+    pretrain(job, tmp_path / "whole")
+    heard: list[str] = []
+
+    def stop(what: str, done: int, of: int) -> None:
+        heard.append(what)
+        if what.startswith("epoch 3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(job, tmp_path / "parts", stop)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".parts.progress", "whole"]
+    heard.clear()
+    pretrain(job, tmp_path / "parts", lambda what, done, of: heard.append(what))
+    assert set(heard) == {"epoch 3 of 3"}
+    assert not (tmp_path / ".parts.progress").exists()
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes(), path.name
+
+
+def test_seen_rows_are_taken_over_and_stay_as_they_are(folder: Path, finished: Path, feed: ParquetSource) -> None:
+    before, after = weights(folder)["tokens.table.weight"], weights(finished / "seed-1/teacher")[TABLE]
+    seen = safetensors.torch.load_file(folder / "seen.safetensors")["tokens.table.weight"]
+    start = run_of(finished, load_yaml(finished / "config.yaml")).plan
+    fresh = build_teacher(start, feed.schema, 1).state_dict()[TABLE]
+    assert 0 < int(seen.sum()) < len(seen)
+    assert torch.equal(after[seen], before[seen])
+    assert not torch.equal(after[seen], fresh[seen])
+    assert not torch.equal(after[~seen], fresh[~seen])  # what pre-training did not see goes on training ...
+    drift = (after[~seen] - fresh[~seen]).abs().max()
+    assert float(drift) < 0.1  # ... from where the teacher starts it
+    step = manifest(finished / "seed-1/teacher")["pretrained"]
+    assert step == {
+        "weights": manifest(folder)["files"]["model.safetensors"],
+        "cutoff": manifest(folder)["cutoff"],
+        "transferred": {"tokens.table.weight": f"{int(seen.sum())} of {len(seen)} rows"},
+        "frozen": ["tokens.table.weight"],
+    }
+
+
+def test_labels_say_what_their_teacher_started_from(finished: Path, folder: Path) -> None:
+    (version,) = ParquetLogitStore(finished / "labels").versions()
+    assert version.facts["pretrained"]["weights"] == manifest(folder)["files"]["model.safetensors"]
+
+
+def test_rows_whose_events_were_seen_count_as_trained_on(finished: Path, feed: ParquetSource) -> None:
+    """A back-fill of rows before the cutoff would put outcomes that pre-training has seen into logits."""
+    rows = np.arange(feed.num_rows)
+    reached = TeacherOfRun.of(finished).reached(feed, rows)
+    early = feed.column("event_time") < manifest(finished / "seed-1/teacher")["pretrained"]["cutoff"]
+    plan = TeacherOfRun.of(finished).plan()
+    facts = TeacherOfRun.of(finished).facts(plan, feed)
+    assert facts["pretrained"] == manifest(finished / "seed-1/teacher")["pretrained"]
+    assert early.sum() > 100
+    assert reached[early].all()
+    assert not reached[int(0.75 * feed.num_rows) :].any()
+
+
+def test_a_run_goes_on_and_is_evaluated_without_the_folder(finished: Path, feed_path: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    shutil.copytree(finished, gone)
+    (gone / "metrics.json").unlink()
+    again = load_yaml(gone / "config.yaml")
+    again["pretrain"] = {"epochs": 9}  # says nothing about this run
+    again["pretrained"]["path"] = str(tmp_path / "nothing")
+    with pytest.raises(UsageError, match=r"pretrained\.path: .* -> "):
+        run_of(gone, again)
+    again["pretrained"]["path"] = load_yaml(gone / "config.yaml")["pretrained"]["path"]
+    run_of(gone, again).evaluate()
+    assert json.loads((gone / "metrics.json").read_text()) == json.loads((finished / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("capture", [{"mode": "out_of_fold", "folds": 2}, {"mode": "leaky", "allow_leaky": True}])
+def test_other_captures_start_from_it_too(
+    capture: Mapping[str, Any], feed_path: Path, folder: Path, tmp_path: Path
+) -> None:
+    run_of(tmp_path / "run", plain(feed_path, folder, capture=capture)).teachers()
+    steps = [path.parent for path in sorted((tmp_path / "run").glob("seed-1/teacher*/manifest.json"))]
+    assert len(steps) == (3 if capture["mode"] == "out_of_fold" else 1)
+    seen = safetensors.torch.load_file(folder / "seen.safetensors")["tokens.table.weight"]
+    for step in steps:
+        assert torch.equal(weights(step)[TABLE][seen], weights(folder)["tokens.table.weight"][seen])
+        assert manifest(step)["pretrained"]["frozen"] == ["tokens.table.weight"]
+
+
+def later(folder: Path, cutoff: int, out: Path) -> Path:
+    """A copy that says it was pre-trained until ``cutoff``."""
+    shutil.copytree(folder, out)
+    found = manifest(out)
+    (out / "manifest.json").write_text(json.dumps({**found, "cutoff": cutoff}))
+    return out
+
+
+def test_a_model_that_saw_the_training_rows_is_refused(
+    feed: ParquetSource, feed_path: Path, folder: Path, tmp_path: Path
+) -> None:
+    times = feed.column("event_time")
+    first, test = int(times[int(0.3 * feed.num_rows)]), int(times[int(0.75 * feed.num_rows)])
+    peeked = later(folder, first + 1, tmp_path / "peeked")
+    with pytest.raises(
+        LeakError, match=r"pre-trained on events up to .*, and the first training row is of (.|\n)*train_from"
+    ):
+        run_of(tmp_path / "run", plain(feed_path, peeked)).teachers()
+    assert not list((tmp_path / "run").glob("seed-*"))
+    leaky = {"mode": "leaky", "allow_leaky": True}
+    run_of(tmp_path / "leaky", plain(feed_path, peeked, capture=leaky)).teachers()
+    beyond = later(folder, test + 1, tmp_path / "beyond")
+    with pytest.raises(LeakError, match="the first test row is of"):
+        run_of(tmp_path / "run", plain(feed_path, beyond, capture=leaky)).teachers()
+
+
+def test_a_model_of_another_dataset_is_refused(twin: ParquetSource, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the pre-trained model is of another dataset: \w+, and the run's is \w+"):
+        run_of(tmp_path / "run", plain(twin.path, folder)).teachers()
+
+
+def test_another_model_than_that_of_finished_teachers_is_refused(feed_path: Path, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pre"
+    shutil.copytree(folder, path)
+    run_of(tmp_path / "run", plain(feed_path, path)).teachers()
+    shutil.rmtree(path)
+    pretrain(of_run({**plain(feed_path), "pretrain": {**PRETRAIN, "seed": 2}}, installed(), None), path)
+    two = tmp_path / "run/seed-2"
+    (tmp_path / "run/seed-1").rename(two)  # as if seed 2 were done and seed 1 were not
+    with pytest.raises(
+        UsageError, match=r"another one than the one that this run was started with\n  where: seed-2/teacher"
+    ):
+        run_of(tmp_path / "run", plain(feed_path, path)).teachers()
+
+
+@pytest.mark.parametrize(
+    ("taken", "changes", "expected"),
+    [
+        (
+            {"transfer": ["^head"]},
+            {},
+            r"'\^head' finds no parameter in the pre-trained model(.|\n)*layers.0.project.weight, predict.0",
+        ),
+        ({"freeze": ["layers"]}, {}, r"'layers' finds no parameter in what is transferred\n  where: pretrained.freeze"),
+        ({"transfer": ["^predict"], "freeze": []}, {}, r"the teacher has no parameter 'predict.0.weight'"),
+        ({}, {"teacher": {**TEACHER, "width": 8}}, r"has shape \[\d+, 16\] in the pre-trained model and \[\d+, 8\] in"),
+    ],
+)
+def test_a_transfer_that_cannot_be_is_refused(
+    taken: dict[str, Any], changes: dict[str, Any], expected: str, feed_path: Path, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=expected):
+        run_of(tmp_path / "run", plain(feed_path, folder, pretrained=taken, **changes)).teachers()
+
+
+def test_layers_are_transferred_whole_and_frozen_only_where_asked(
+    feed_path: Path, folder: Path, tmp_path: Path
+) -> None:
+    taken = {"transfer": ["^tokens", "^layers"], "freeze": ["project"]}
+    run_of(tmp_path / "run", plain(feed_path, folder, pretrained=taken)).teachers()
+    before, after = weights(folder), weights(tmp_path / "run/seed-1/teacher")
+    step = manifest(tmp_path / "run/seed-1/teacher")["pretrained"]
+    assert step["transferred"]["layers.0.output.weight"] == "all"
+    assert step["frozen"] == ["layers.0.project.weight"]
+    assert torch.equal(after["teacher.layers.0.project.weight"], before["layers.0.project.weight"])
+    assert not torch.equal(after["teacher.layers.0.output.weight"], before["layers.0.output.weight"])
+    assert not torch.equal(after[TABLE], before["tokens.table.weight"])
+
+
+def test_a_damaged_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"this folder holds no pre-trained model\n  where: pretrained.path: "):
+        Pretrained.open(tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(IntegrityError, match="a file of the run is absent or was changed"):
+        Pretrained.open(broken).parameters()
+    (broken / "manifest.json").write_text(json.dumps({**manifest(folder), "version": 9}))
+    with pytest.raises(UsageError, match="recdistill-pretrained version 9, and this recdistill reads"):
+        Pretrained.open(broken)
+    (broken / "manifest.json").write_text(json.dumps({"format": "recdistill-pretrained", "version": 1}))
+    with pytest.raises(IntegrityError, match="the manifest lacks what a transfer needs: KeyError"):
+        Pretrained.open(broken)
+
+
+def test_held_parameters_do_not_move(feed: ParquetSource) -> None:
+    module = teacher_module(feed)
+    module.optimisation = type(module.optimisation)(lr=1e-2, weight_decay=0.1)
+    start = {name: part.detach().clone() for name, part in module.named_parameters()}
+    rows = torch.zeros(len(start[TABLE]), dtype=torch.bool)
+    rows[:30] = True
+    module.hold(TABLE, rows)
+    module.hold("teacher.layers.0.project.weight")
+    module.hold("teacher.head.logits.bias", torch.ones(1, dtype=torch.bool))
+    fit(module, data_module(feed, module, rows=400))
+    end = dict(module.named_parameters())
+    assert torch.equal(end[TABLE][:30], start[TABLE][:30])
+    assert not torch.equal(end[TABLE][30:], start[TABLE][30:])
+    for name in ("teacher.layers.0.project.weight", "teacher.head.logits.bias"):
+        assert torch.equal(end[name], start[name])
+    assert not torch.equal(end["teacher.layers.0.output.weight"], start["teacher.layers.0.output.weight"])
+
+
+def test_a_teacher_that_is_not_trained_here_takes_nothing_over(feed_path: Path, folder: Path) -> None:
+    asked = {"name": "scores_file", "path": "x", "scale": "logit"}
+    assert "pretrained" in without_effect(make_plan(plain(feed_path, folder, teacher=asked), installed()))
+    assert "pretrained" not in without_effect(make_plan(plain(feed_path, teacher=asked), installed()))
+
+
+def test_nothing_left_to_train_is_refused(feed_path: Path, folder: Path, feed: ParquetSource) -> None:
+    module = teacher_module(feed, layers=1)
+    for name, part in module.named_parameters():
+        if not name.startswith("teacher.layers"):
+            part.requires_grad_(False)
+    taken = {"transfer": ["^layers"], "freeze": ["^layers"]}
+    with pytest.raises(UsageError, match=r"every parameter of the teacher would be frozen\n  where: pretrained.freeze"):
+        take_over(make_plan(plain(feed_path, folder, pretrained=taken), installed()), module, feed)
+
+
+def test_the_gap_of_runs(recdistill: Verb, finished: Path, feed_path: Path, tmp_path: Path) -> None:
+    run_of(tmp_path / "without", plain(feed_path)).teachers()
+    found = answer(
+        recdistill("teacher", "gap", finished, tmp_path / "without", "--rows", 500, "--resamples", 50, "--json")
+    )
+    assert [bool(entry["pretrained"]) for entry in found["runs"]] == [True, False]
+    assert [entry["train_rows"] for entry in found["runs"]] == [500, 500]
+    for entry in found["runs"]:
+        for metric in ("ne", "auc"):
+            sides = entry[metric]
+            assert sides["gap"]["value"] == pytest.approx(sides["test"]["value"] - sides["train"]["value"])
+            assert sides["gap"]["low"] <= sides["gap"]["value"] <= sides["gap"]["high"]
+    one, two = (entry["ne"] for entry in found["runs"])
+    other = found["runs"][1]["versus_first"]["ne"]
+    assert "versus_first" not in found["runs"][0]
+    for side in ("train", "test", "gap"):
+        assert other[side]["value"] == pytest.approx(two[side]["value"] - one[side]["value"])
+        assert other[side]["low"] <= other[side]["value"] <= other[side]["high"]
+    # the test side is what the run itself reports
+    reported = json.loads((finished / "metrics.json").read_text())["teacher"]
+    assert found["runs"][0]["auc"]["test"]["value"] == pytest.approx(reported["auc"], abs=1e-9)
+    assert found["runs"][0]["ne"]["test"]["value"] == pytest.approx(reported["ne"], abs=1e-9)
+    code, out, _ = recdistill("teacher", "gap", finished, "--rows", 100, "--resamples", 20)
+    assert (code, "gap: test minus training" in out) == (0, True)
+
+
+def test_runs_of_other_rows_have_no_paired_difference(finished: Path, feed_path: Path, tmp_path: Path) -> None:
+    run_of(tmp_path / "short", {**plain(feed_path), "split": {"train_from": "60%", "test_from": "75%"}}).teachers()
+    found = gaps([finished, tmp_path / "short"], rows=100, resamples=20)
+    assert found["runs"][1]["versus_first"] == {"ne": None, "auc": None}
+
+
+def test_the_gap_is_the_difference_of_two_metrics() -> None:
+    rng = np.random.default_rng(0)
+    label, user = rng.integers(0, 2, 80).astype(float), rng.integers(0, 10, 80)
+    good = [label * 2 + rng.normal(size=80)]
+    train, test = Scored(label[:50], user[:50], good[:1]), Scored(label[50:], user[50:] + 5, [good[0][50:]])
+    train = Scored(train.label, train.user, [good[0][:50]])
+    found = intervals(draw(Auc(), train, test, 50), 0.9)
+    same = intervals(draw(Auc(), train, test, 50) - draw(Auc(), train, test, 50), 0.9)
+    assert same["gap"] == {"value": 0.0, "low": 0.0, "high": 0.0}  # paired: a model against itself has no spread
+    for name, part in (("train", train), ("test", test)):
+        wanted = Auc().prepare(part.logits[0], part.label, part.user)(np.ones(int(part.user.max()) + 1))
+        assert found[name]["value"] == pytest.approx(wanted)
+
+
+def test_gaps_of_what_has_none_are_refused(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--rows and --resamples must be at least 1, got 0 and 5"):
+        gaps([finished], rows=0, resamples=5)
+    with pytest.raises(UsageError, match="this is no run directory"):
+        gaps([tmp_path])
+
+
+def test_the_verb_refuses_what_it_cannot_do(recdistill: Verb, feed_path: Path, folder: Path, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "run.yaml", plain(feed_path))
+    refused(recdistill("teacher", "pretrain", "--json"), "UsageError", "nothing says what to pre-train")
+    refused(
+        recdistill("teacher", "pretrain", "--preset", "hstu-ml1m", "--json"), "UsageError", "a preset needs a dataset"
+    )
+    refused(
+        recdistill("teacher", "pretrain", file, "--out", folder, "--json"), "UsageError", "the folder exists already"
+    )
+    out = ("--out", tmp_path / "out", "--json")
+    refused(
+        recdistill("teacher", "pretrain", file, "pretrain.epochs=0", *out), "ConfigError", "epochs must be at least 1"
+    )
+    refused(
+        recdistill("teacher", "pretrain", file, "pretrain.epoch=1", *out), "ConfigError", "pretrain.epoch: unknown key"
+    )
+    refused(
+        recdistill("teacher", "pretrain", file, "--until", "2001-01-01", *out), "DataError", "no user has two events"
+    )
+    gone = recdistill("teacher", "pretrain", file, "pretrain.device=nowhere", *out)
+    refused(gone, "UsageError", "the device 'nowhere' cannot be used")
+    importing = write_config(tmp_path / "importing.yaml", {**plain(feed_path), "dataset": config()["dataset"]})
+    refused(recdistill("teacher", "pretrain", importing, *out), "UsageError", "pre-training comes before the run")
+    other = write_config(
+        tmp_path / "other.yaml", {**plain(feed_path), "teacher": {"name": "scores_file", "path": "x", "scale": "logit"}}
+    )
+    refused(recdistill("teacher", "pretrain", other, *out), "UsageError", "has no tokens and layers")
+    assert not (tmp_path / "out").exists()
+
+
+def test_until_and_the_dataset_can_be_given(recdistill: Verb, feed: ParquetSource, tmp_path: Path) -> None:
+    importing = {**plain(feed.path), "dataset": config()["dataset"]}
+    file = write_config(tmp_path / "run.yaml", importing)
+    words = ("--data", feed.path, "--until", "20%", "--out", tmp_path / "out", "--json")
+    found = answer(recdistill("teacher", "pretrain", file, *words))
+    assert found["cutoff"] == int(feed.column("event_time")[int(0.2 * feed.num_rows)])
+
+
+def test_a_preset_reads_a_log_in_the_format_of_movielens(recdistill: Verb, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{user}::{rng.integers(1, 40)}::{rng.integers(1, 6)}::{960_000_000 + 100 * int(rng.integers(0, 10**6))}"
+        for user in range(1, 31)
+        for _ in range(20)
+    ]
+    (tmp_path / "ratings.dat").write_text("\n".join(lines) + "\n")
+    made = runpy.run_path(str(Path(__file__).parents[2] / "examples/movielens_to_parquet.py"))
+    made["convert"](tmp_path / "ratings.dat", tmp_path / "ml")
+    words = (f"path={tmp_path}/ml/ratings.parquet", f"schema={tmp_path}/ml/schema.yaml")
+    answer(recdistill("data", "import", "table", *words, "--out", tmp_path / "dataset", "--json"))
+    changes = ("epochs=1", "teacher.max_length=10", "teacher.history_stride=10", "device=cpu")
+    for preset in ("hstu-ml1m", "sasrec-ml1m"):
+        out = ("--preset", preset, "--data", tmp_path / "dataset", "--out", tmp_path / preset, "--json")
+        found = answer(recdistill("teacher", "pretrain", *changes, *out))
+        assert (found["users"], found["events"], found["held_out"]) == (30, 570, 30)
+        assert found["ranking"]["test"]["users"] == 30
+        assert found["predicted"] == ["item"]
+    code, text, _ = recdistill("teacher", "pretrain", *changes, *out[:4], "--out", tmp_path / "shown")
+    assert (code, "published on ML-1M" in text, "0.2853" in text) == (0, True, True)
+    assert of_preset("sasrec-ml1m", {"until": "50%"}, ParquetSource(tmp_path / "dataset")).cutoff is not None
