@@ -1,0 +1,94 @@
+"""The memory that `recdistill teacher plan` says against the memory that a training step takes, each in a fresh process.
+
+python benchmarks/bench_plan.py [--json]
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from bench_teacher import SCHEMA, batch_of
+from reporting import arguments, in_fresh_process, peak_megabytes, show
+from torch.nn import functional
+
+from recdistill_hstu.config import HSTUConfig
+from recdistill_hstu.teacher import HSTUTeacher
+from recdistill_plan.memory import estimate
+from recdistill_plan.sizes import Model, Workload
+
+#: name -> settings of the teacher, histories, events of each, rows of each, precision.
+CASES: dict[str, tuple[dict[str, Any], int, int, int, str]] = {
+    "short, batch of 16": ({"layers": 4, "width": 128, "heads": 4}, 16, 256, 20, "32-true"),
+    "deep": ({"layers": 10, "width": 128, "heads": 4}, 4, 512, 20, "32-true"),
+    "wide": ({"layers": 4, "width": 512, "heads": 8}, 2, 1024, 20, "32-true"),
+    "wide, autocast": ({"layers": 4, "width": 512, "heads": 8}, 2, 1024, 20, "bf16-mixed"),
+    "long": ({"layers": 3, "width": 128, "heads": 4}, 1, 4096, 20, "32-true"),
+    "long, softmax": ({"layers": 3, "width": 128, "heads": 4, "attention": "softmax"}, 1, 4096, 20, "32-true"),
+    "longer, semi-local": (
+        {"layers": 4, "width": 64, "heads": 2, "attend_recent": 1024, "attend_oldest": 128}, 2, 8192, 20, "32-true",
+    ),
+    "many rows": ({"layers": 2, "width": 64, "heads": 2}, 16, 256, 200, "32-true"),
+}  # fmt: skip
+STEPS = 2
+
+
+def train(config: HSTUConfig, histories: int, length: int, rows: int, precision: str) -> None:
+    """Some steps as Lightning makes them: the gradients of a step go when the next one's forward pass is over."""
+    torch.manual_seed(0)
+    teacher = HSTUTeacher(config, SCHEMA, SCHEMA.tasks)
+    optimiser = torch.optim.AdamW(teacher.parameters(), fused=True)
+    owners = [owner for owner in range(histories) for _ in range(rows)]
+    batch = batch_of([length] * histories, owners, list(range(length - rows + 1, length + 1)) * histories)
+    for _ in range(STEPS):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            logit = teacher.training_scores(batch).logits["click"]
+            loss = functional.binary_cross_entropy_with_logits(logit.float(), batch.labels["click"])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+def config_of(settings: dict[str, Any], length: int) -> HSTUConfig:
+    """The teacher of a case."""
+    return HSTUConfig(max_length=length, history_stride=length, backend="chunked", **settings)
+
+
+def measured(name: str) -> float:
+    """Megabytes that some steps of a case add to a process which has loaded its libraries; call it in a fresh one."""
+    settings, histories, length, rows, precision = CASES[name]
+    small = {**settings, "layers": 2, "width": 8 * settings["heads"]}
+    train(config_of(small, 32), 2, 32, 4, precision)
+    return peak_megabytes(lambda: train(config_of(settings, length), histories, length, rows, precision))
+
+
+def compare(name: str) -> dict[str, object]:
+    """One row of the table."""
+    settings, histories, length, rows, precision = CASES[name]
+    model = Model(config_of(settings, length), SCHEMA, SCHEMA.tasks)
+    planned = estimate(model, Workload(histories, length, rows, precision, on_cpu=True), "ddp", "none", gpus=1)
+    peak = float(in_fresh_process(__file__, name))
+    return {
+        "case": name,
+        "layers": settings["layers"],
+        "width": settings["width"],
+        "histories x events": f"{histories} x {length:,}",
+        "rows": histories * rows,
+        "states, MB": (planned.weights + planned.optimiser + planned.gradients) / 1e6,
+        "planned, MB": planned.peak / 1e6,
+        "measured, MB": peak * 1.024**2,
+        "planned / measured": planned.peak / 1e6 / (peak * 1.024**2),
+    }
+
+
+def main() -> None:
+    given = arguments(__doc__ or "")
+    if given.child:
+        print(json.dumps(measured(given.child[0])))
+        return
+    show({"Peak memory of a training step: planned and measured": [compare(name) for name in CASES]}, given.json)
+
+
+if __name__ == "__main__":
+    main()
