@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recdistill_core.config import fill_or_raise, load_yaml
-from recdistill_core.errors import ConfigError, Problem, UsageError, suggest
+from recdistill_core.errors import ConfigError, Problem, suggest
 
 #: Names that stand for hardware which only the user knows.
 UNNAMED = ("cpu", "custom")
@@ -122,19 +122,3 @@ def cluster_of(path: Path | None, options: Mapping[str, Any]) -> Cluster:
     except ConfigError as error:
         place = str(path) if path is not None else "--gpu and the other options of the cluster"
         raise ConfigError([Problem(entry.path or place, entry.message) for entry in error.problems]) from error
-
-
-def check_precision(name: str, known: tuple[str, ...]) -> str:
-    """``name``. Raises UsageError if it is none of ``known``."""
-    if name not in known:
-        raise UsageError(
-            f"there is no plan for precision {name!r}{suggest(name, known)}",
-            where="--precision",
-            fix=f"choose one of {', '.join(known)}",
-        )
-    return name
-
-
-def with_gpus(cluster: Cluster, gpus: int) -> Cluster:
-    """The same cluster with another number of accelerators."""
-    return replace(cluster, gpus=gpus)
