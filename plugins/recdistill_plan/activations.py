@@ -87,13 +87,15 @@ def saved(model: Model, work: Workload, depth: Depth) -> float:
     elements = size.outer * (tokens + (queries if depth.last else 0))  # what LayerNorm reads: the layer's input
     elements += size.inner * (normal + 2 * inputs)  # before and after SiLU
     elements += queries * (2 * size.normal + size.inner)  # the mix, its LayerNorm, the gated product
-    if config.attention == "softmax":
-        elements += queries * size.inner
     if config.dropout:
-        elements += queries * (size.inner if work.on_cpu or work.precision == "32-true" else 1)
+        elements += queries * (size.inner if work.on_cpu else 1)
     small = FLOAT32 * 2 * (tokens + (queries if depth.last else 0) + queries)  # mean and deviation of each LayerNorm
+    rows = work.examples  # a candidate attends to itself, too
     if config.attention == "softmax":
-        small += FLOAT32 * config.heads * queries
+        elements += size.inner * (queries + 1 + rows)
+        small += FLOAT32 * config.heads * (queries + 1 + rows)
+    else:
+        small += 2 * size.inner * config.heads * rows
     return float(config.width * elements + small + FLOAT32 * _table_rows(model, depth))
 
 
@@ -183,9 +185,9 @@ def _tokens(work: Workload, depth: Depth) -> tuple[int, int]:
 
 
 def _table_rows(model: Model, depth: Depth) -> int:
-    """Entries of a layer's bias table, one for each distance and each time bucket that can meet."""
+    """Entries of a layer's bias table: one for each distance and each time bucket that can meet, and a hidden one."""
     config = model.config
     if not tiled(config):
         return 0
     rows = depth.length + 1 if config.position_bias else 1
-    return rows * (TIME_BUCKETS if config.time_bias else 1)
+    return rows * (TIME_BUCKETS if config.time_bias else 1) + 1
