@@ -1,4 +1,4 @@
-"""The memory that `recdistill teacher plan` says against the memory that a training step takes, each in a fresh process.
+"""What `recdistill teacher plan` says of memory against what a training step takes, each in a fresh process.
 
 python benchmarks/bench_plan.py [--json] [--case NAME]
 """

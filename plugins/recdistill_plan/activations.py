@@ -33,7 +33,7 @@ class Bytes(NamedTuple):
 
 
 def widths(work: Workload) -> Bytes:
-    """The element sizes of a precision. Autocast computes LayerNorm in float32 on a GPU, on a CPU in what it is given."""
+    """The element sizes of a precision. Autocast computes LayerNorm in float32, but for on a CPU."""
     if work.precision == "32-true":
         return Bytes(4, 4, 4, 4)
     if work.precision == "bf16-true":
@@ -83,7 +83,9 @@ def saved(model: Model, work: Workload, depth: Depth) -> float:
     size, config = widths(work), model.config
     tokens, queries = _tokens(work, depth)
     inputs = 2 * (tokens + queries)  # of U, V, Q, K: rows that the four products read
-    normal = inputs if work.precision == "bf16-mixed" else tokens + (queries if depth.last else 0)  # casts are not shared
+    normal = tokens + (queries if depth.last else 0)
+    if work.precision == "bf16-mixed":  # autocast makes a copy for each product
+        normal = inputs
     elements = size.outer * (tokens + (queries if depth.last else 0))  # what LayerNorm reads: the layer's input
     elements += size.inner * (normal + 2 * inputs)  # before and after SiLU
     elements += queries * (2 * size.normal + size.inner)  # the mix, its LayerNorm, the gated product
@@ -107,7 +109,7 @@ def outside(model: Model, work: Workload) -> float:
     cross = 2 * head + (config.cross_rank if model.narrow_crosses() else 0)
     row = 4 * config.width + 2 * features + 2 * head + config.cross_layers * cross + head + config.width
     row += 2 * sum(config.hidden)
-    places = tokens * (12 + 3 * fields) * 8
+    places: float = tokens * (12 + 3 * fields) * 8
     places += sum(tiles(model, work, depth).indices for depth in {*depths(model, work.length)})
     return float(places + work.examples * row * widths(work).outer)
 
@@ -137,7 +139,7 @@ def tiles(model: Model, work: Workload, depth: Depth) -> Tiles:
         span = min(span, config.attend_recent + config.attend_oldest + TILE_TOKENS)
     tall = max(1, min(TILE_TOKENS, config.score_budget // (config.heads * span), queries))
     widest = min(span, seen(model, depth.length) + tall)
-    area = work.histories * (pairs(model, work, depth) + (0 if depth.last else queries * tall / 2))
+    area: float = work.histories * (pairs(model, work, depth) + (0 if depth.last else queries * tall / 2))
     if 2 * config.heads * tall * widest <= config.score_budget:
         area *= PADDING
     scores = max(min(config.score_budget, config.heads * area), float(config.heads * min(area, tall * widest)))

@@ -93,7 +93,7 @@ class Cluster:
         return gigabytes * GIGA * self.usable
 
     def rate(self, precision: str) -> float:
-        """Dense operations per second of one, where ``precision`` is one of :data:`recdistill_plan.sizes.PRECISIONS`."""
+        """Dense operations per second of one; ``precision`` is one of :data:`recdistill_plan.sizes.PRECISIONS`."""
         if self.tflops is not None:
             return self.tflops * TERA
         card = CARDS[self.gpu]

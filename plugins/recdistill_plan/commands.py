@@ -21,9 +21,7 @@ def plan(
         ),
     ] = None,
     preset: Annotated[str, typer.Option(help="A size: hstu-1m, -10m, -100m, -1b, -7b or -24b.")] = "",
-    gpu: Annotated[
-        str | None, typer.Option(help="a100-40, a100-80, h100 (default), h200, b200; cpu, custom.")
-    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="a100-40, a100-80, h100 (default), h200, b200; cpu, custom.")] = None,
     gpus: Annotated[int | None, typer.Option(help="How many. Default: 8.")] = None,
     cluster: Annotated[
         Path | None, typer.Option(help="YAML file that describes the cluster; the options change it.")
@@ -40,9 +38,7 @@ def plan(
     actions: Annotated[int, typer.Option(help="Bits of an event's action code, likewise.")] = 4,
     length: Annotated[int | None, typer.Option(help="Events of each history. Default: max_length.")] = None,
     rows_per_history: Annotated[int, typer.Option(help="Examples that share one encoded history.")] = 16,
-    histories: Annotated[
-        int | None, typer.Option(help="Of one GPU's batch. Default: batch_size / rows, or 1.")
-    ] = None,
+    histories: Annotated[int | None, typer.Option(help="Of one GPU's batch. Default: batch_size / rows, or 1.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="32-true, bf16-mixed or bf16-true. Default: the trainer's.")
     ] = None,

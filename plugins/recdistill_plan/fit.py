@@ -23,7 +23,9 @@ class Way:
 
     Attributes:
         strategy, checkpointing: of ``STRATEGIES`` and ``CHECKPOINTING``.
-        memory: of one GPU. fits: whether it fits there. fewest: GPUs from which on it fits; None: from no number on.
+        memory: of one GPU. fits: whether it fits there.
+        fewest: GPUs from which on it fits; None: from no number on. alone: it fits on one GPU and, for the buckets that
+            more of them need, not on two.
         compute, communication: seconds of a step that each takes; they overlap, so a step takes the longer of them.
         examples, tokens: per second, of the whole cluster; tokens are events of histories.
         days: for all the examples that were asked for.
@@ -34,6 +36,7 @@ class Way:
     memory: Memory
     fits: bool
     fewest: int | None
+    alone: bool
     compute: float
     communication: float
     examples: float
@@ -70,7 +73,7 @@ def _way(
         checkpointing,
         memory,
         memory.peak <= cluster.memory,
-        fewest(model, work, cluster, strategy, checkpointing),
+        *fewest(model, work, cluster, strategy, checkpointing),
         compute,
         talk,
         rate,
@@ -89,15 +92,18 @@ def traffic(model: Model, work: Workload, strategy: str, gpus: int) -> float:
     return share * state * (2 * parameters.total + parameters.layers)
 
 
-def fewest(model: Model, work: Workload, cluster: Cluster, strategy: str, checkpointing: str) -> int | None:
-    """The smallest number of GPUs with enough memory, or None. One is tried first, then shards shrink with the number."""
+def fewest(
+    model: Model, work: Workload, cluster: Cluster, strategy: str, checkpointing: str
+) -> tuple[int | None, bool]:
+    """``(fewest, alone)`` of a :class:`Way`. One GPU alone has no buckets and gathers nothing."""
 
     def fits(gpus: int) -> bool:
         return estimate(model, work, strategy, checkpointing, gpus).peak <= cluster.memory
 
+    several = _first(fits, 2, MOST_GPUS)
     if fits(1):
-        return 1
-    return _first(fits, 2, MOST_GPUS)
+        return (1, False) if several == 2 else (several, several is None)
+    return several, False
 
 
 def _first(fits: Callable[[int], bool], low: int, high: int) -> int | None:

@@ -1,7 +1,7 @@
 """Floating point operations of an HSTU teacher: those of matrix products, two per multiplication and addition.
 
-A layer of width ``D`` multiplies each token by five ``D x D`` matrices (U, V, Q, K and the output), and for each pair of
-a token and an event that it attends to, a query by a key and a weight by a value: ``4 D`` operations. The last layer
+A layer of width ``D`` multiplies each token by five ``D x D`` matrices (U, V, Q, K and the output), and for each pair
+of a token and an event that it attends to, a query by a key and a weight by a value: ``4 D`` operations. The last layer
 computes U, Q and the output only for the tokens that the head reads. A backward pass takes twice the forward one.
 """
 

@@ -13,7 +13,6 @@ from recdistill_plan.activations import Layer, casts, layer, outside, widths
 from recdistill_plan.parameters import count
 from recdistill_plan.sizes import Depth, Model, Workload, depths
 
-
 #: Share of what a step allocates and frees that glibc's heap holds besides; measured by benchmarks/bench_plan.py.
 HEAP = 0.25
 

@@ -83,7 +83,7 @@ def tables(data: dict[str, Any]) -> Iterator[Table]:
     parameters, once = data["parameters"], data["flops"]
     table = _table("parameters", "", "count")
     for name, key in (("layers", "layers"), ("head", "head"), ("dense", "dense"), ("embedding tables", "tables")):
-        table.add_row(name, short(parameters[key]), f"{parameters[key]:,}")
+        table.add_row(name, short(parameters[key]).replace("G", "B"), f"{parameters[key]:,}")
     yield table
     table = _table("operations (FLOPs)", "forward", "training")
     for name, forward, training in (
@@ -102,6 +102,7 @@ def tables(data: dict[str, Any]) -> Iterator[Table]:
         parts = [f"{part / 1e9:,.1f}" for part in (states, memory["gathered"], memory["activations"], work)]
         told = "yes" if way["fits"] else "no"
         smallest = "never" if way["fewest"] is None else f"{way['fewest']:,}"
+        smallest = "1 alone" if way["alone"] else smallest
         table.add_row(way["strategy"], way["checkpointing"], *parts, f"{memory['peak'] / 1e9:,.1f}", told, smallest)
     yield table
     table = _table("time", "recompute", "step, s", "by", "examples/s", "events/s", "days")
@@ -125,6 +126,8 @@ def verdict(data: dict[str, Any]) -> Iterator[str]:
     peak = way["memory"]["peak"] / 1e9
     yield f"nothing fits; nearest: {name}, {peak:,.1f} GB, most of it {PARTS[data['dominant']]}"
     counts = [(other["fewest"], other) for other in data["ways"] if other["fewest"] is not None]
+    if any(other["alone"] for other in data["ways"]):
+        yield "on one GPU alone it fits: see the table"
     if counts:
         count_, other = min(counts, key=lambda pair: pair[0])
         yield f"it fits from {count_:,} GPUs on: {other['strategy']}, checkpointing {other['checkpointing']}"

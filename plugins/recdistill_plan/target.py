@@ -96,7 +96,7 @@ def _of_run(path: Path, plain: Mapping[str, Any], vocabularies: Sequence[str], a
     """The teacher of a run configuration, on its dataset where that is imported already."""
     config = _config(plain.get("teacher", "hstu"))
     training, trainer, dataset = (_mapping(plain, key) for key in ("teacher_training", "trainer", "dataset"))
-    folder = str(dataset.get("path", ""))
+    folder = str(dataset.get("path") or "")
     if folder and vocabularies:
         raise UsageError(
             "--vocabulary describes a dataset, and the configuration names one",

@@ -54,7 +54,8 @@ def test_reference_attention_takes_exactly_the_operations_of_the_formula(changes
     forward, both = counted(model, work)
     found = flops.count(model, work)
     # where a token has one key alone, torch multiplies its value by the weight without a matrix product
-    lone = 2 * model.config.width * sum(depth.layers * with_one_key(work, depth) for depth in depths(model, work.length))
+    tokens = sum(depth.layers * with_one_key(work, depth) for depth in depths(model, work.length))
+    lone = 2 * model.config.width * tokens
     assert sum(forward.values()) == work.histories * (found.forward - lone)
     assert sum(both.values()) == work.histories * (found.training - 3 * lone)
 
@@ -101,12 +102,10 @@ def test_truncated_layers_compute_the_newest_events_only() -> None:
     assert list(depths(model, 40)) == [Depth(2, 40, False), Depth(3, 10, False), Depth(1, 10, True)]
     assert list(depths(model, 8)) == [Depth(2, 8, False), Depth(3, 8, False), Depth(1, 8, True)]
     assert list(depths(truncated(), 40)) == [Depth(5, 40, False), Depth(1, 40, True)]
-    assert list(depths(truncated(truncate_layers=6, truncate_length=10), 40)) == [Depth(5, 10, False), Depth(1, 10, True)]
+    everywhere = truncated(truncate_layers=6, truncate_length=10)
+    assert list(depths(everywhere, 40)) == [Depth(5, 10, False), Depth(1, 10, True)]
     work = Workload(1, 40, 4)
-    cut, short, whole = (
-        flops.count(made, work).forward
-        for made in (model, truncated(truncate_layers=6, truncate_length=10), truncated())
-    )
+    cut, short, whole = (flops.count(made, work).forward for made in (model, everywhere, truncated()))
     assert short < cut < whole
 
 
