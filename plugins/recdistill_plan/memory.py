@@ -2,7 +2,8 @@
 
 The step is Lightning's: the gradients of the step before live until the forward pass is over; AdamW has two states
 per parameter. DDP adds buckets as large as all gradients. FSDP2 shards weights, gradients and states, gathers one layer
-and the next, and holds what belongs to no layer (embedding tables and head) whole from the forward pass on.
+and the next, and holds what belongs to no layer (embedding tables and head) whole from the forward pass on. What an
+allocator holds beyond its tensors is not counted.
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ from recdistill_plan.activations import Layer, casts, layer, outside, widths
 from recdistill_plan.parameters import count
 from recdistill_plan.sizes import Depth, Model, Workload, depths
 
-#: Share of what a step allocates and frees that glibc's heap holds besides; measured by benchmarks/bench_plan.py.
-HEAP = 0.25
-
 
 class Memory(NamedTuple):
     """Bytes on one GPU at the fullest moment of a step.
@@ -25,7 +23,6 @@ class Memory(NamedTuple):
         weights, optimiser: as this GPU holds them between steps. gradients: those that there are then.
         gathered: what it holds for others for a while: gathered weights, buckets, casts of weights.
         activations: what autograd keeps, and the batch. workspace: what the layer at work needs besides.
-        heap: on a CPU, what the allocator does not give back; on a GPU it counts as not ``usable``.
     """
 
     moment: str
@@ -35,7 +32,6 @@ class Memory(NamedTuple):
     gathered: float
     activations: float
     workspace: float
-    heap: float = 0.0
 
     @property
     def peak(self) -> float:
@@ -70,8 +66,7 @@ def moments(model: Model, work: Workload, strategy: str, checkpointing: str, gpu
     everything = beside + sum(depth.layers * cost.kept for depth, cost in stages)
 
     def moment(name: str, gradients: float, activations: float, passing: float, extra: float = 0.0) -> Memory:
-        heap = HEAP * (activations + passing) if work.on_cpu else 0.0
-        return Memory(name, weights, 2 * weights, gradients, gathered + extra, activations, passing, heap)
+        return Memory(name, weights, 2 * weights, gradients, gathered + extra, activations, passing)
 
     found = [moment("end of the forward pass", weights, everything, 0.0)]
     above, finished = 0.0, state * parameters.head

@@ -18,7 +18,7 @@ from recdistill_plan.sizes import Model, Workload
 PARTS = {
     "weights": "weights", "optimiser": "the optimiser's states", "gradients": "gradients",
     "gathered": "gathered weights, buckets and casts", "activations": "activations",
-    "workspace": "what one layer needs while it is computed", "heap": "what the allocator keeps",
+    "workspace": "what one layer needs while it is computed",
 }  # fmt: skip
 
 
@@ -98,8 +98,8 @@ def tables(data: dict[str, Any]) -> Iterator[Table]:
     for way in data["ways"]:
         memory = way["memory"]
         states = memory["weights"] + memory["gradients"] + memory["optimiser"]
-        work = memory["workspace"] + memory["heap"]
-        parts = [f"{part / 1e9:,.1f}" for part in (states, memory["gathered"], memory["activations"], work)]
+        others = [memory[name] for name in ("gathered", "activations", "workspace")]
+        parts = [f"{part / 1e9:,.1f}" for part in (states, *others)]
         told = "yes" if way["fits"] else "no"
         smallest = "never" if way["fewest"] is None else f"{way['fewest']:,}"
         smallest = "1 alone" if way["alone"] else smallest

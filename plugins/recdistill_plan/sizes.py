@@ -61,7 +61,7 @@ class Workload:
 
     Attributes:
         histories: >= 1. length: events of each, >= 1. rows: examples of each, >= 1.
-        precision: one of ``PRECISIONS``. on_cpu: whether the steps run on a CPU, whose autocast and allocator differ.
+        precision: one of ``PRECISIONS``. on_cpu: whether the steps run on a CPU, whose autocast differs.
     """
 
     histories: int

@@ -126,11 +126,12 @@ def test_a_cluster_from_a_file_changed_by_options(run: Run, tmp_path: Path) -> N
     }  # fmt: skip
 
 
-def test_a_cpu_is_described_and_keeps_what_its_allocator_keeps(run: Run) -> None:
+def test_a_cpu_is_described_and_computes_layer_norms_as_its_autocast_does(run: Run) -> None:
     words = ("--gpu", "cpu", "--gpus", 1, "--memory-gb", 16, "--tflops", 0.1, "--link-gbs", 1)
-    data = document(run("--preset", "hstu-1m", "--precision", "32-true", *words, "--json"))
-    memory = data["ways"][0]["memory"]
-    assert memory["heap"] == pytest.approx((memory["activations"] + memory["workspace"]) / 4)
+    data, gpu = (document(run("--preset", "hstu-1m", *more, "--json")) for more in (words, ()))
+    assert data["workload"]["on_cpu"] is True
+    assert data["cluster"]["rate"] == 1e11
+    assert data["ways"][0]["memory"]["activations"] < gpu["ways"][0]["memory"]["activations"]
 
 
 REFUSED = [

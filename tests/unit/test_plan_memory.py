@@ -99,9 +99,12 @@ def test_autograd_keeps_of_a_whole_teacher_what_the_formula_says() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["short, batch of 16", "deep", "wide", "wide, autocast", "long", "longer, semi-local"])
+@pytest.mark.parametrize(
+    "case",
+    ["short, batch of 16", "deep", "wide, autocast", "long", "longer, semi-local", "wide, full checkpointing"],
+)
 def test_the_estimate_is_within_15_percent_of_a_measured_peak(case: str) -> None:
-    """Of a fresh process that makes steps; cases differ in length, width, layers, batch and precision."""
+    """Of a fresh process that makes steps; cases differ in length, width, layers, batch, precision, checkpointing."""
     done = subprocess.run([sys.executable, BENCH, "--case", case], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
