@@ -1,6 +1,6 @@
 """What `recdistill teacher plan` says of memory against what a training step takes, each in a fresh process.
 
-python benchmarks/bench_plan.py [--json] [--case NAME]
+python benchmarks/bench_plan.py [--json] [--case NAME | --ranks]
 
 The plan counts tensors. A process whose allocator gives freed blocks back at once takes what they take; with glibc's
 defaults freed blocks stay in its heap, how many differs from run to run. Both are measured.
@@ -13,6 +13,7 @@ import os
 from functools import partial
 from typing import Any
 
+import plan_ranks
 import torch
 from bench_teacher import SCHEMA, batch_of
 from reporting import in_fresh_process, parser, peak_megabytes, show
@@ -98,9 +99,25 @@ def compare(name: str) -> dict[str, object]:
     }
 
 
+def sharded(strategy: str, checkpointing: str) -> dict[str, object]:
+    """One row of the table of two ranks."""
+    model = Model(plan_ranks.config_of(plan_ranks.EVENTS, plan_ranks.SETTINGS), SCHEMA, SCHEMA.tasks)
+    work = Workload(plan_ranks.HISTORIES, plan_ranks.EVENTS, plan_ranks.ROWS, on_cpu=True)
+    planned = estimate(model, work, strategy, checkpointing, plan_ranks.RANKS)
+    peaks = plan_ranks.of_all_ranks(strategy, checkpointing)
+    return {
+        "strategy": strategy,
+        "checkpointing": checkpointing,
+        "planned, MB": planned.peak / 1e6,
+        **{f"rank {rank}, MB": peak for rank, peak in enumerate(peaks)},
+        "planned / measured": planned.peak / 1e6 / max(peaks),
+    }
+
+
 def main() -> None:
     known = parser(__doc__ or "")
     known.add_argument("--case", choices=CASES, help="one row alone, as JSON")
+    known.add_argument("--ranks", action="store_true", help="FSDP2 over two ranks alone, as JSON")
     given = known.parse_args()
     if given.child:
         print(json.dumps(measured(given.child[0])))
@@ -108,7 +125,20 @@ def main() -> None:
     if given.case:
         print(json.dumps(compare(given.case)))
         return
-    show({"Peak memory of a training step: planned and measured": [compare(name) for name in CASES]}, given.json)
+    if given.ranks:
+        print(json.dumps(sharded("fsdp2", "full")))
+        return
+    show(
+        {
+            "Peak memory of a training step: planned and measured": [compare(name) for name in CASES],
+            "Peak memory of each of two ranks: planned and measured": [
+                sharded("ddp", "none"),
+                sharded("fsdp2", "none"),
+                sharded("fsdp2", "full"),
+            ],
+        },
+        given.json,
+    )
 
 
 if __name__ == "__main__":

@@ -111,6 +111,15 @@ def test_the_estimate_is_within_15_percent_of_a_measured_peak(case: str) -> None
     assert row["planned, MB"] == pytest.approx(row["measured, MB"], rel=0.15)
 
 
+@pytest.mark.slow
+def test_the_estimate_of_fsdp2_is_within_15_percent_of_what_two_ranks_measure() -> None:
+    done = subprocess.run([sys.executable, BENCH, "--ranks"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["planned, MB"] == pytest.approx(row["rank 0, MB"], rel=0.15)
+    assert row["planned, MB"] == pytest.approx(row["rank 1, MB"], rel=0.15)
+
+
 def test_memory_grows_linearly_with_the_length_under_a_semi_local_mask() -> None:
     model = model_of(max_length=20_000, history_stride=5000, width=64, score_budget=1 << 20, attend_recent=1024)
     short, long = (estimate(model, Workload(1, length, 20), "ddp", "none", 1) for length in (10_000, 20_000))
