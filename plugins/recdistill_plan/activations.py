@@ -133,10 +133,7 @@ def tiles(model: Model, work: Workload, depth: Depth) -> Tiles:
     config = model.config
     if not tiled(config):
         return Tiles(0.0, 0.0, 0.0, kept=False)
-    queries = asked(work, depth)
-    span = depth.length
-    if config.attend_recent:
-        span = min(span, config.attend_recent + config.attend_oldest + TILE_TOKENS)
+    queries, span = asked(work, depth), _span(model, depth)
     tall = max(1, min(TILE_TOKENS, config.score_budget // (config.heads * span), queries))
     widest = min(span, seen(model, depth.length) + tall)
     area: float = work.histories * (pairs(model, work, depth) + (0 if depth.last else queries * tall / 2))
@@ -146,6 +143,19 @@ def tiles(model: Model, work: Workload, depth: Depth) -> Tiles:
     kept = area <= KEPT_CODES * config.score_budget
     indices = 16 * area / tall + 32 * work.histories * queries + (4 * area if kept else 0)
     return Tiles(scores, scores * config.width / (config.heads * tall), indices, kept)
+
+
+def enough_budget(model: Model, work: Workload) -> int:
+    """The ``score_budget`` from which on the chunked backend's tiles have their full height."""
+    return max(model.config.heads * _span(model, depth) * TILE_TOKENS for depth in depths(model, work.length))
+
+
+def _span(model: Model, depth: Depth) -> int:
+    """Most keys of a tile, as the chunked backend reckons when it chooses the height."""
+    config = model.config
+    if not config.attend_recent:
+        return depth.length
+    return min(depth.length, config.attend_recent + config.attend_oldest + TILE_TOKENS)
 
 
 class Scratch(NamedTuple):

@@ -22,7 +22,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "hstu-10m": {
         "layers": 13, "width": 384, "heads": 6, "max_length": 4096, "history_stride": 1024,
-        "hidden": [256, 128],
+        "hidden": [256, 128], "score_budget": 1 << 22,
     },
     "hstu-100m": {
         "layers": 18, "width": 1024, "heads": 16, "max_length": 8192, "history_stride": 2048,

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from recdistill_plan import flops
+from recdistill_plan.activations import enough_budget, tiled
 from recdistill_plan.cluster import Cluster
 from recdistill_plan.fit import Way, best, dominant, remedies
 from recdistill_plan.parameters import count
@@ -54,8 +55,18 @@ def answer(
         "fits": chosen.fits,
         "best": {"strategy": chosen.strategy, "checkpointing": chosen.checkpointing},
         "dominant": dominant(chosen.memory),
+        "notes": list(_notes(model, work)),
         "remedies": [] if chosen.fits else list(remedies(model, work, cluster, chosen)),
     }
+
+
+def _notes(model: Model, work: Workload) -> Iterator[str]:
+    enough = enough_budget(model, work)
+    if tiled(model.config) and 4 * model.config.score_budget < enough:
+        yield (
+            f"score_budget={model.config.score_budget} cuts attention into low tiles, slow and with much to index; "
+            f"{enough} makes them whole"
+        )
 
 
 def _step(way: Way) -> float:
@@ -118,6 +129,7 @@ def tables(data: dict[str, Any]) -> Iterator[Table]:
 def verdict(data: dict[str, Any]) -> Iterator[str]:
     """Which way to go, or what stands in the way."""
     chosen = data["best"]
+    yield from (f"note: {note}" for note in data["notes"])
     way = next(way for way in data["ways"] if all(way[key] == value for key, value in chosen.items()))
     name = f"{chosen['strategy']}, checkpointing {chosen['checkpointing']}"
     if data["fits"]:

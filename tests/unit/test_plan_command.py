@@ -223,6 +223,17 @@ def test_a_teacher_that_fits_nowhere_says_why_and_what_would_help(run: Run) -> N
     assert run("--preset", "hstu-1m", "--must-fit")[0] == 0
 
 
+def test_a_budget_for_scores_that_is_much_too_small_is_noted(run: Run) -> None:
+    words = ("layers=2", "width=64", "heads=4", "max_length=8192")
+    code, out, _ = run(*words)
+    assert code == 0
+    note = "note: score_budget=1048576 cuts attention into low tiles, slow and with much to index; "
+    assert note + "4194304 makes them whole" not in " ".join(out.split())  # a quarter of it is near enough
+    longer = " ".join(run(*words, "max_length=20000")[1].split())
+    assert note + "10240000 makes them whole" in longer
+    assert document(run("--preset", "hstu-24b", "--json"))["notes"] == []
+
+
 def small() -> tuple[Model, Workload]:
     config = HSTUConfig(width=512, heads=8, layers=16, max_length=512, history_stride=128)
     return Model(config, described_schema(["item_id=1000"]), ("click",)), Workload(1, 512, 4)
