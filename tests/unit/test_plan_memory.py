@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from hstu_cases import SCHEMA
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from plan_cases import batch_of, model_of, truncated
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from recdistill_hstu.teacher import HSTUTeacher
 from recdistill_plan.activations import casts, layer, outside, saved, tiles, workspace
 from recdistill_plan.memory import estimate, moments
 from recdistill_plan.parameters import count
-from recdistill_plan.sizes import CHECKPOINTING, PRECISIONS, Depth, Model, Workload, depths
+from recdistill_plan.sizes import CHECKPOINTING, PRECISIONS, STRATEGIES, Depth, Model, Workload, depths
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "benchmarks" / "bench_plan.py"
@@ -149,6 +151,27 @@ def test_ddp_holds_everything_and_buckets_fsdp2_a_share() -> None:
     assert sharded.gathered == 4 * (parameters.tables + parameters.head + 2 * parameters.layer)
     assert moments(model, work, "fsdp2", "none", 1) == moments(model, work, "ddp", "none", 1)
     assert sharded.activations == ddp.activations == alone.activations
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    layers=st.integers(1, 6),
+    length=st.integers(1, 40),
+    rows=st.integers(1, 60),
+    gpus=st.integers(2, 500),
+    checkpointing=st.sampled_from(CHECKPOINTING),
+    precision=st.sampled_from(PRECISIONS),
+)
+def test_more_gpus_never_need_more_of_each(
+    layers: int, length: int, rows: int, gpus: int, checkpointing: str, precision: str
+) -> None:
+    """The search for the fewest GPUs relies on it."""
+    model, work = model_of(layers=layers), Workload(2, length, rows, precision)
+    for strategy in STRATEGIES:
+        few, many = (estimate(model, work, strategy, checkpointing, count_).peak for count_ in (gpus, gpus + 1))
+        assert many <= few
+        plain = estimate(model, work, strategy, "none", gpus)
+        assert min(plain[1:]) >= 0
 
 
 def test_a_peak_is_the_sum_of_its_parts_and_the_highest_moment() -> None:

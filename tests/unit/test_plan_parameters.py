@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from docs_cases import DOCS, table_of
 from hstu_cases import SCHEMA, small_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,6 +96,11 @@ def test_sizes_of_any_kind(
 def test_parameters_add_up() -> None:
     found = Parameters(layer=5, layers=10, head=3, tables=100)
     assert (found.dense, found.total) == (13, 113)
+
+
+def test_the_page_lists_the_presets() -> None:
+    listed = table_of(DOCS / "teacher-plan.md", "What is planned")
+    assert listed == {name: f"{plain['layers']} x {plain['width']:,}" for name, plain in PRESETS.items()}
 
 
 def test_an_unknown_preset() -> None:
