@@ -102,16 +102,21 @@ def saved(model: Model, work: Workload, depth: Depth) -> float:
 
 
 def outside(model: Model, work: Workload) -> float:
-    """Bytes that live beside the layers: the batch, the layout and its tiles, the embedding's indices, the head."""
-    config, first = model.config, next(depths(model, work.length))
+    """Bytes that live beside the layers for the whole step: the batch, the layout and its tiles, embedding indices."""
+    first = next(depths(model, work.length))
     tokens, fields = _tokens(work, first)[0], len(model.schema.events) + 2
+    places: float = tokens * (12 + 3 * fields) * 8
+    return places + sum(tiles(model, work, depth).indices for depth in {*depths(model, work.length)})
+
+
+def scoring(model: Model, work: Workload) -> float:
+    """Bytes that autograd keeps of the head; they come after the layers' forward pass, and go before their backward."""
+    config = model.config
     head, features = model.head_width(), model.head_width() - 2 * config.width
     cross = 2 * head + (config.cross_rank if model.narrow_crosses() else 0)
     row = 4 * config.width + 2 * features + 2 * head + config.cross_layers * cross + head + config.width
     row += 2 * sum(config.hidden)
-    places: float = tokens * (12 + 3 * fields) * 8
-    places += sum(tiles(model, work, depth).indices for depth in {*depths(model, work.length)})
-    return float(places + work.examples * row * widths(work).outer)
+    return float(work.examples * row * widths(work).outer)
 
 
 class Tiles(NamedTuple):

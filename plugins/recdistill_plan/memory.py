@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from recdistill_plan.activations import Layer, casts, layer, outside, widths
+from recdistill_plan.activations import Layer, casts, layer, outside, scoring, widths
 from recdistill_plan.parameters import count
 from recdistill_plan.sizes import Depth, Model, Workload, depths
 
@@ -68,7 +68,7 @@ def moments(model: Model, work: Workload, strategy: str, checkpointing: str, gpu
     def moment(name: str, gradients: float, activations: float, passing: float, extra: float = 0.0) -> Memory:
         return Memory(name, weights, 2 * weights, gradients, gathered + extra, activations, passing)
 
-    found = [moment("end of the forward pass", weights, everything, 0.0)]
+    found = [moment("end of the forward pass", weights, everything + scoring(model, work), 0.0)]
     above, finished = 0.0, state * parameters.head
     for depth, cost in reversed(stages):
         found.append(moment("forward pass", weights, everything - above - _unsaved(cost), cost.forward))
