@@ -1,0 +1,209 @@
+"""The formula's memory is what autograd keeps, byte by byte, and near what a process takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hstu_cases import SCHEMA
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plan_cases import batch_of, model_of, truncated
+from torch import Tensor
+
+from recdistill_hstu.attention import prepare
+from recdistill_hstu.layer import HSTULayer
+from recdistill_hstu.layout import Layout, Span
+from recdistill_hstu.teacher import HSTUTeacher
+from recdistill_plan.activations import casts, layer, outside, saved, scoring, tiles, workspace
+from recdistill_plan.memory import estimate, moments
+from recdistill_plan.parameters import count
+from recdistill_plan.sizes import CHECKPOINTING, PRECISIONS, STRATEGIES, Depth, Model, Workload, depths
+
+ROOT = Path(__file__).parents[2]
+BENCH = ROOT / "benchmarks" / "bench_plan.py"
+
+
+class Kept:
+    """Bytes of floating tensors that autograd saves inside it, each storage once, without the weights."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.own = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
+        self.found: dict[int, Tensor] = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if tensor.is_floating_point() and place not in self.own:
+            self.found[place] = tensor
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.found.values())
+
+
+def kept_by_layer(model: Model, work: Workload, *, last: bool) -> int:
+    config = model.config
+    layout = Layout.of(batch_of(work), Span(config.attend_recent, config.attend_oldest))
+    asked, _ = layout.final()
+    made = HSTULayer(config)
+    x = torch.randn(layout.num_asked, config.width)
+    if work.precision == "bf16-true":
+        made, x = made.bfloat16(), x.bfloat16()
+    x.requires_grad_()
+    kept = Kept(made)
+    with kept.hooks, torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bf16-mixed"):
+        made(x, prepare("chunked", asked if last else layout, config), asked.token if last else None)
+    return kept.bytes
+
+
+LAYERS = [
+    {},
+    {"attention": "softmax"},
+    {"dropout": 0.1},
+    {"position_bias": False},
+    {"time_bias": False},
+    {"attend_recent": 8, "attend_oldest": 4},
+]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("changes", LAYERS, ids=str)
+def test_autograd_keeps_of_a_layer_what_the_formula_says(changes: dict[str, object], last: bool) -> None:
+    model, work = model_of(**changes), Workload(2, 40, 5, "32-true", on_cpu=True)
+    assert kept_by_layer(model, work, last=last) == saved(model, work, Depth(1, 40, last))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_in_bfloat16_but_for_small_things(precision: str, last: bool) -> None:
+    model, work = model_of(width=128), Workload(4, 40, 5, precision, on_cpu=True)
+    casts_of_weights = 2 * 5 * 128**2 if precision == "bf16-mixed" else 0
+    found = kept_by_layer(model, work, last=last) - casts_of_weights
+    assert found == pytest.approx(saved(model, work, Depth(1, 40, last)), rel=0.02)
+
+
+def test_autograd_keeps_of_a_whole_teacher_what_the_formula_says() -> None:
+    model, work = model_of(width=64, layers=3), Workload(4, 40, 10, "32-true", on_cpu=True)
+    teacher = HSTUTeacher(model.config, SCHEMA, SCHEMA.tasks)
+    kept = Kept(teacher)
+    with kept.hooks:
+        logits = teacher.training_scores(batch_of(work)).logits
+        torch.stack(list(logits.values())).sum()
+    layers = sum(depth.layers * saved(model, work, depth) for depth in depths(model, work.length))
+    indices = sum(tiles(model, work, depth).indices for depth in depths(model, work.length))
+    assert kept.bytes == pytest.approx(layers + outside(model, work) + scoring(model, work) - indices, rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    ["short, batch of 16", "deep", "wide, autocast", "long", "longer, semi-local", "wide, full checkpointing"],
+)
+def test_the_estimate_is_within_15_percent_of_a_measured_peak(case: str) -> None:
+    """Of a fresh process that makes steps; cases differ in length, width, layers, batch, precision, checkpointing."""
+    done = subprocess.run([sys.executable, BENCH, "--case", case], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["planned, MB"] == pytest.approx(row["measured, MB"], rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_estimate_of_fsdp2_is_within_15_percent_of_what_two_ranks_measure() -> None:
+    done = subprocess.run([sys.executable, BENCH, "--ranks"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["planned, MB"] == pytest.approx(row["rank 0, MB"], rel=0.15)
+    assert row["planned, MB"] == pytest.approx(row["rank 1, MB"], rel=0.15)
+
+
+def test_memory_grows_linearly_with_the_length_under_a_semi_local_mask() -> None:
+    model = model_of(max_length=20_000, history_stride=5000, width=64, score_budget=1 << 20, attend_recent=1024)
+    short, long = (moments(model, Workload(1, length, 20), "ddp", "none", 1)[0] for length in (10_000, 20_000))
+    assert 1.9 < long.activations / short.activations < 2.1
+    assert estimate(model, Workload(1, 20_000, 20), "ddp", "none", 1).workspace < 100e6
+
+
+def test_checkpointing_keeps_the_input_and_perhaps_the_mix() -> None:
+    model, work, depth = model_of(width=64), Workload(2, 40, 5), Depth(1, 40, last=False)
+    tokens = 2 * 45
+    found = {name: layer(model, work, depth, name) for name in CHECKPOINTING}
+    assert found["none"].kept == saved(model, work, depth)
+    assert found["selective"].kept == 2 * tokens * 64 * 4
+    assert found["full"].kept == tokens * 64 * 4
+    for cost in found.values():
+        assert cost.kept + cost.again == saved(model, work, depth)
+
+
+def test_ddp_holds_everything_and_buckets_fsdp2_a_share() -> None:
+    model, work = model_of(width=64, layers=4), Workload(1, 40, 5)
+    parameters = count(model)
+    alone, ddp = (moments(model, work, "ddp", "none", gpus)[0] for gpus in (1, 8))
+    assert (alone.weights, alone.optimiser, alone.gathered) == (4 * parameters.total, 8 * parameters.total, 0)
+    assert (ddp.weights, ddp.gathered) == (4 * parameters.total, 4 * parameters.total)
+    sharded = moments(model, work, "fsdp2", "none", 8)[0]
+    assert sharded.weights == parameters.total / 2
+    assert sharded.gathered == 4 * (parameters.tables + parameters.head + 2 * parameters.layer)
+    assert moments(model, work, "fsdp2", "none", 1) == moments(model, work, "ddp", "none", 1)
+    assert sharded.activations == ddp.activations == alone.activations
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    layers=st.integers(1, 6),
+    length=st.integers(1, 40),
+    rows=st.integers(1, 60),
+    gpus=st.integers(2, 500),
+    checkpointing=st.sampled_from(CHECKPOINTING),
+    precision=st.sampled_from(PRECISIONS),
+)
+def test_more_gpus_never_need_more_of_each(
+    layers: int, length: int, rows: int, gpus: int, checkpointing: str, precision: str
+) -> None:
+    """The search for the fewest GPUs relies on it."""
+    model, work = model_of(layers=layers), Workload(2, length, rows, precision)
+    for strategy in STRATEGIES:
+        few, many = (estimate(model, work, strategy, checkpointing, count_).peak for count_ in (gpus, gpus + 1))
+        assert many <= few
+        plain = estimate(model, work, strategy, "none", gpus)
+        assert min(plain[1:]) >= 0
+
+
+def test_a_peak_is_the_sum_of_its_parts_and_the_highest_moment() -> None:
+    model, work = truncated(truncate_layers=3, truncate_length=10), Workload(2, 40, 5)
+    found = moments(model, work, "fsdp2", "selective", 4)
+    peak = estimate(model, work, "fsdp2", "selective", 4)
+    assert peak in found
+    assert peak.peak == max(memory.peak for memory in found) == sum(peak[1:])
+
+
+def test_autocast_copies_weights_that_checkpointing_drops() -> None:
+    model = model_of(layers=3)
+    work = Workload(1, 40, 5, "bf16-mixed")
+    head = count(model).head
+    assert casts(model, work, "none") == 2 * (3 * 5 * 16**2 + head)
+    assert casts(model, work, "selective") == casts(model, work, "full") == 2 * (3 * 16**2 + head)
+    assert casts(model, Workload(1, 40, 5, "bf16-true"), "none") == 0
+
+
+def test_backends_without_tiles_need_no_workspace() -> None:
+    model, work, depth = model_of(backend="xformers", attention="softmax"), Workload(1, 40, 5), Depth(1, 40, False)
+    assert workspace(model, work, depth) == (0, 0)
+    assert min(workspace(model_of(), work, depth)) > 0
+
+
+@pytest.mark.parametrize("changes", [{"histories": 0}, {"length": 0}, {"rows": 0}], ids=str)
+def test_a_batch_of_nothing(changes: dict[str, int]) -> None:
+    plain = {"histories": 1, "length": 1, "rows": 1, **changes}
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} must be at least 1, got 0"):
+        Workload(**plain)
+
+
+def test_a_precision_that_is_none() -> None:
+    with pytest.raises(ValueError, match="precision must be one of 32-true, bf16-mixed, bf16-true; got 'bf16-mix' "):
+        Workload(1, 1, 1, "bf16-mix")
