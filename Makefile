@@ -48,6 +48,8 @@ bench-store: $(VENV)/.bench
 bench-teacher: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench_teacher.py
 	$(BIN)/python benchmarks/bench_attention.py
+	$(BIN)/python benchmarks/bench_means.py
+	$(BIN)/python benchmarks/bench_scoring.py
 
 versions: $(VENV)/.test
 	@$(BIN)/python --version
