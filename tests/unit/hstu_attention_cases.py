@@ -91,7 +91,7 @@ def assert_equals_reference(
     for name, value in expected.items():
         assert found[name].dtype == (dtype if name in "outqkv" else torch.promote_types(dtype, torch.float32)), name
         # a softmax's score gradients sum to 0 for each token: a small sum has the rounding errors of its parts
-        scale = max(float(value.abs().max()), 0.2) if value.numel() else 1.0
+        scale = max(float(value.abs().max()), 0.5) if value.numel() else 1.0
         torch.testing.assert_close(found[name].double(), value, rtol=0, atol=tolerance * scale, msg=_named(name))
 
 
