@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from recdistill_core.errors import UsageError
+
 TIME_BUCKETS = 129
 LOG_STEP = 0.301
 
@@ -57,6 +59,20 @@ class Bias(NamedTuple):
 
     position: Tensor | None = None
     time: Tensor | None = None
+
+    def require(self, longest: int) -> None:
+        """Refuse a history that is longer than the position weights reach.
+
+        Raises:
+            UsageError: if ``longest`` events need more weights; some devices would read past the end of them.
+        """
+        if self.position is not None and len(self.position) <= longest:
+            raise UsageError(
+                f"a bias with {len(self.position)} position weights cannot serve a history of {longest} events, "
+                f"which needs {longest + 1}",
+                where="teacher.max_length",
+                fix="raise max_length, or ask the source for shorter histories with teacher.history",
+            )
 
     def at(self, distance: Tensor, elapsed: Tensor, like: Tensor) -> Tensor:
         """``[*]`` bias for ``distance [*]`` >= 0 and ``elapsed [*]`` ms, in the dtype of ``like``."""

@@ -48,6 +48,7 @@ class ChunkedAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
+        bias.require(self.layout.longest)
         if self.softmax:
             q = q / math.sqrt(q.shape[-1])
         attend: Any = TiledAttention.apply  # torch ships it without types

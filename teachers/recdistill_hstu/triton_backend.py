@@ -47,6 +47,7 @@ class TritonAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
+        bias.require(self.layout.longest)
         plan = self.plan(*block_sizes(q.shape[2], q.dtype))
         attend: Any = BlockedAttention.apply  # torch ships it without types
         out: Tensor = attend(q.contiguous(), k.contiguous(), v.contiguous(), *bias, self, plan)
