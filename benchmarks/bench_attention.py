@@ -166,13 +166,15 @@ def matmul_peak() -> float:
     return 2 * size**3 / gpu_seconds(lambda: a @ b) / 1e12
 
 
-Way = Callable[[int, int, int], Callable[[], Tensor]]
+Inputs = tuple[Tensor, ...]
+#: Histories, events of each, width of a head -> the attention, and what it is differentiated by.
+Way = Callable[[int, int, int], tuple[Callable[[], Tensor], Inputs]]
 
 
 def gpu_attend(backend: str, *, biased: bool) -> Way:
     """Attention of ``count`` histories of ``length`` events by ``backend``, heads of ``width``."""
 
-    def make(count: int, length: int, width: int) -> Callable[[], Tensor]:
+    def make(count: int, length: int, width: int) -> tuple[Callable[[], Tensor], Inputs]:
         config = HSTUConfig(
             width=HEADS * width, heads=HEADS, max_length=length, history_stride=length,
             attention="silu" if backend == "triton" else "softmax",
@@ -180,12 +182,12 @@ def gpu_attend(backend: str, *, biased: bool) -> Way:
         attend = prepare(backend, layout_of([length] * count, "cuda"), config)
         q, k, v = (leaf(count * length, HEADS, width, dtype=torch.bfloat16, device="cuda") for _ in range(3))
         bias = Bias(leaf(length + 1, device="cuda"), leaf(129, device="cuda")) if biased else Bias()
-        return lambda: attend(q, k, v, bias)
+        return lambda: attend(q, k, v, bias), (q, k, v, *(weight for weight in bias if weight is not None))
 
     return make
 
 
-def gpu_sdpa(count: int, length: int, width: int) -> Callable[[], Tensor]:
+def gpu_sdpa(count: int, length: int, width: int) -> tuple[Callable[[], Tensor], Inputs]:
     """torch's flash kernel, causal."""
     q, k, v = (leaf(count, HEADS, length, width, dtype=torch.bfloat16, device="cuda") for _ in range(3))
 
@@ -193,7 +195,7 @@ def gpu_sdpa(count: int, length: int, width: int) -> Callable[[], Tensor]:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
             return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    return work
+    return work, (q, k, v)
 
 
 def rival(folder: str) -> Way:
@@ -202,7 +204,7 @@ def rival(folder: str) -> Way:
     kernel = importlib.import_module("generative_recommenders.ops.triton.triton_hstu_attention").triton_hstu_mha
     older = {"causal": True} if "causal" in inspect.signature(kernel).parameters else {}
 
-    def make(count: int, length: int, width: int) -> Callable[[], Tensor]:
+    def make(count: int, length: int, width: int) -> tuple[Callable[[], Tensor], Inputs]:
         q, k, v = (leaf(count * length, HEADS, width, dtype=torch.bfloat16, device="cuda") for _ in range(3))
         offsets = torch.arange(count + 1, device="cuda") * length
 
@@ -210,7 +212,7 @@ def rival(folder: str) -> Way:
             found: Tensor = kernel(N=length, alpha=1.0, q=q, k=k, v=v, seq_offsets=offsets, **older)
             return found
 
-        return work
+        return work, (q, k, v)
 
     return make
 
@@ -227,32 +229,33 @@ def gpu_table(folder: str | None) -> list[dict[str, Any]]:
     ways["torch SDPA flash, softmax"] = gpu_sdpa
     if folder:
         ways["public HSTU kernel, SiLU"] = rival(folder)
-    rows = []
-    for width in (64, 128):
-        for length in GPU_LENGTHS:
-            count = max(65_536 // length, 1)
-            work = 2.0 * 2 * width * HEADS * count * length * (length + 1) / 2  # two products
-            for name, make in ways.items():
-                attend = make(count, length, width)
+    return [
+        {"head width": width, "events": length, "what": name} | gpu_row(make, length, width, peak)
+        for width in (64, 128)
+        for length in GPU_LENGTHS
+        for name, make in ways.items()
+    ]
 
-                def both(attend: Callable[[], Tensor] = attend) -> None:
-                    attend().sum().backward()
 
-                with torch.no_grad():
-                    forward = work / gpu_seconds(attend) / 1e12
-                full = 3.5 * work / gpu_seconds(both) / 1e12  # five more products
-                rows.append(
-                    {
-                        "head width": width,
-                        "events": length,
-                        "what": name,
-                        "forward, TFLOP/s": forward,
-                        "share of peak": forward / peak,
-                        "forward and backward, TFLOP/s": full,
-                        "share of peak, both": full / peak,
-                    }
-                )
-    return rows
+def gpu_row(make: Way, length: int, width: int, peak: float) -> dict[str, Any]:
+    """Forward alone, and forward with backward; a kernel that this machine cannot run shows why."""
+    count = max(65_536 // length, 1)
+    work = 2.0 * 2 * width * HEADS * count * length * (length + 1) / 2  # two products
+    try:
+        attend, leaves = make(count, length, width)
+        above = torch.randn_like(attend())
+        with torch.no_grad():
+            forward = work / gpu_seconds(attend) / 1e12
+        full = 3.5 * work / gpu_seconds(lambda: torch.autograd.grad(attend(), leaves, above)) / 1e12  # seven products
+    except (RuntimeError, ImportError) as error:
+        why = f"not run: {type(error).__name__}"
+        return {"forward, TFLOP/s": why, "share of peak": "", "both, TFLOP/s": why, "share of peak, both": ""}
+    return {
+        "forward, TFLOP/s": forward,
+        "share of peak": forward / peak,
+        "both, TFLOP/s": full,
+        "share of peak, both": full / peak,
+    }
 
 
 def main() -> None:

@@ -51,8 +51,6 @@ class Memo:
 class Attend(Protocol):
     """Attention of the tokens that a layout asks for."""
 
-    layout: Layout
-
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, memo: Memo | None = None) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``.
 

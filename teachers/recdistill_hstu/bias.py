@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recdistill_core.errors import DataError
+from recdistill_core.errors import UsageError
 
 TIME_BUCKETS = 129
 LOG_STEP = 0.301
@@ -59,6 +59,20 @@ class Bias(NamedTuple):
 
     position: Tensor | None = None
     time: Tensor | None = None
+
+    def require(self, longest: int) -> None:
+        """Refuse a history that is longer than the position weights reach.
+
+        Raises:
+            UsageError: if ``longest`` events need more weights; some devices would read past the end of them.
+        """
+        if self.position is not None and len(self.position) <= longest:
+            raise UsageError(
+                f"a bias with {len(self.position)} position weights cannot serve a history of {longest} events, "
+                f"which needs {longest + 1}",
+                where="teacher.max_length",
+                fix="raise max_length, or ask the source for shorter histories with teacher.history",
+            )
 
     def at(self, distance: Tensor, elapsed: Tensor, like: Tensor) -> Tensor:
         """``[*]`` bias for ``distance [*]`` >= 0 and ``elapsed [*]`` ms, in the dtype of ``like``."""
@@ -111,19 +125,6 @@ class RelativeBias(nn.Module):
         self.position = nn.Parameter(torch.zeros(max_length + 1)) if position else None
         self.time = nn.Parameter(torch.zeros(TIME_BUCKETS)) if time else None
 
-    def forward(self, longest: int) -> Bias:
-        """The weights, as attention backends read them.
-
-        Args:
-            longest: events of the longest history, which is the largest distance.
-
-        Raises:
-            DataError: if there are weights of smaller distances alone.
-        """
-        if self.position is not None and longest >= len(self.position):
-            raise DataError(
-                f"the position bias holds distances up to {len(self.position) - 1}, and a history has {longest} events",
-                where="HSTULayer.bias",
-                fix="build the layer with a max_length of at least the longest history",
-            )
+    def forward(self) -> Bias:
+        """The weights, as attention backends read them."""
         return Bias(self.position, self.time)

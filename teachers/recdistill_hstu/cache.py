@@ -151,7 +151,7 @@ def advance(stack: Stack, cache: Encoded, x: Tensor, time: Tensor, added: Tensor
         u, v, q, k = layer.project(normal, asked)
         keys.append(together(key, layer.split(k)))
         values.append(together(value, layer.split(v)))
-        x = layer.mix(x, u, attend(layer.split(q), keys[-1], values[-1], layer.bias(attend.layout.longest)))
+        x = layer.mix(x, u, attend(layer.split(q), keys[-1], values[-1], layer.bias()))
     return Encoded(cache.start, together.offsets, times, tuple(keys), tuple(values), inputs), x
 
 
@@ -177,5 +177,5 @@ def candidates(stack: Stack, cache: Encoded, x: Tensor, owner: Tensor, time: Ten
         normal = normalise(x)
         u, v, q, k = layer.project(normal, normal)
         past = torch.cat([key, layer.split(k)]), torch.cat([value, layer.split(v)])
-        x = layer.mix(x, u, attend(layer.split(q), *past, layer.bias(attend.layout.longest)))
+        x = layer.mix(x, u, attend(layer.split(q), *past, layer.bias()))
     return x

@@ -49,6 +49,7 @@ class ChunkedAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, memo: Memo | None = None) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
+        bias.require(self.layout.longest)
         if self.softmax:
             q = q / math.sqrt(q.shape[-1])
         attend: Any = TiledAttention.apply  # torch ships it without types
@@ -111,7 +112,7 @@ class TiledAttention(torch.autograd.Function):
         table = _table(plan, bias, kind)
         total = saved[1] if plan.softmax else None
         # a softmax score's gradient is its weight times (the weight's gradient + this)
-        shift = grad_total - (grad_out * saved[0]).sum(-1) if plan.softmax else None
+        shift = grad_total - (grad_out.to(kind) * saved[0]).sum(-1) if plan.softmax else None
         grad_q = q.new_zeros(asked + 1, heads * width)
         grad_k, grad_v = (q.new_zeros(len(k), heads * width, dtype=kind) for _ in range(2))
         grad_table = torch.zeros_like(table)

@@ -81,9 +81,7 @@ class HSTULayer(nn.Module):
         residual = x if asked is None else x.index_select(0, asked)
         normal = normalise(x)
         u, v, q, k = self.project(normal, normal if asked is None else normalise(residual))
-        return self.mix(
-            residual, u, attend(self.split(q), self.split(k), self.split(v), self.bias(attend.layout.longest), memo)
-        )
+        return self.mix(residual, u, attend(self.split(q), self.split(k), self.split(v), self.bias(), memo))
 
     def split(self, x: Tensor) -> Tensor:
         """``[*, D]`` -> ``[*, H, d]``."""

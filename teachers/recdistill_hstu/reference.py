@@ -27,6 +27,7 @@ class ReferenceAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, memo: Memo | None = None) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
+        bias.require(self.layout.longest)
         if not self.layout.num_asked:
             return q.clone()
         return torch.stack([self._one(asked, q[asked], k, v, bias) for asked in range(self.layout.num_asked)])

@@ -41,6 +41,7 @@ class SdpaAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, memo: Memo | None = None) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
+        bias.require(self.layout.longest)
         layout, parts, places = self.layout, [], []
         whole = layout.asked_events == layout.num_events and not layout.span.recent
         if whole and bias.position is None and bias.time is None:

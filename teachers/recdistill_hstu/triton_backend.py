@@ -48,11 +48,11 @@ class TritonAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, memo: Memo | None = None) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``."""
+        bias.require(self.layout.longest)
         plan = self.plan(*block_sizes(q.shape[2], q.dtype))
         attend: Any = BlockedAttention.apply  # torch ships it without types
-        found = attend(q.index_select(0, plan.order), k.contiguous(), v.contiguous(), *bias, self, plan, memo or Memo())
-        out = q.new_zeros(q.shape).index_copy(0, plan.order, found)
-        return with_own_silu(self.layout, out, q, k, v, bias)
+        out: Tensor = attend(q.contiguous(), k.contiguous(), v.contiguous(), *bias, self, plan, memo or Memo())
+        return with_own_silu(self.layout, out, q, k, v, bias) if self.layout.num_rows else out
 
     def plan(self, queries: int, keys: int) -> TritonPlan:
         """The blocks of ``queries`` tokens and of ``keys`` events, made once."""
@@ -77,7 +77,7 @@ def precision(dtype: torch.dtype) -> str | None:
 
 
 class BlockedAttention(torch.autograd.Function):
-    """Attention of sorted queries to history events; saves no scores."""
+    """Attention to history events; saves no scores."""
 
     @staticmethod
     def forward(
@@ -91,11 +91,11 @@ class BlockedAttention(torch.autograd.Function):
         plan: TritonPlan,
         memo: Memo,
     ) -> Tensor:
-        """``[R, H, d]``: sums over visible events.
+        """``[S, H, d]``: sums over visible events.
 
         Args:
             ctx: autograd's context.
-            q: ``[R, H, d]`` in the order of the plan. k, v: ``[T, H, d]``. All contiguous and of one dtype.
+            q: ``[S, H, d]``. k, v: ``[T, H, d]``. All contiguous and of one dtype.
             position, time: weights of the bias, or None. attention: edges and span. plan: blocks.
             memo: holds the result of an earlier pass.
         """
@@ -104,7 +104,7 @@ class BlockedAttention(torch.autograd.Function):
         ctx.attention, ctx.plan = attention, plan
 
         def compute() -> tuple[Tensor]:
-            out = torch.empty_like(q)
+            out = torch.zeros_like(q)  # as it stays for a token that sees nothing
             if len(plan.query_blocks):
                 _launch("forward", plan.query_blocks, (q, k, v, out), q, weights, attention, plan)
             return (out,)
@@ -119,7 +119,7 @@ class BlockedAttention(torch.autograd.Function):
         q, k, v, *weights = ctx.saved_tensors
         plan: TritonPlan = ctx.plan
         grad_out = grad_out.to(q.dtype).contiguous()
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (q, k, v))
         position, time = weights
         grad_position = q.new_zeros(1 if position is None else len(position), dtype=torch.float32)
         grad_time = q.new_zeros(len(plan.query_blocks), TIME_BUCKETS, dtype=torch.float32)
@@ -173,7 +173,7 @@ def _launch(
         shapes["enable_fp_fusion"] = True  # Triton 3.9 warns where it must guess
     absent = attention.edges  # a kernel is compiled without what it has no weights for, and never reads it
     bias = [absent if weight is None else weight for weight in weights]
-    layout = (plan.visible, plan.position, plan.moment, plan.event_time)
+    layout = (plan.order, plan.visible, plan.position, plan.moment, plan.event_time)
     device_of: Any = torch.cuda.device_of  # torch ships it without types
     with device_of(q):  # Triton launches on the current device
         kernel(name)[(len(blocks), heads)](*tensors, blocks, *layout, *bias, attention.edges, **shapes, **flags)

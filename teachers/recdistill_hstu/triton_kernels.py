@@ -1,7 +1,7 @@
 """Triton kernels of SiLU attention over history events, with relative bias; see :mod:`recdistill_hstu.triton_backend`.
 
-``[S, H, D]`` queries are sorted by history and then by what they see, so that a block of them reads one run of keys.
-Everything is accumulated in float32. A program computes one head of one block:
+``[S, H, D]`` queries are read in the order of history and of what they see, so that a block of them reads one run of
+keys. Everything is accumulated in float32. A program computes one head of one block:
 
 - ``forward`` and ``backward_query``: a block of queries, over the keys that any of them sees;
 - ``backward_key``: a block of keys, over the queries that see any of them. Gradients of keys and values need no atomic
@@ -144,7 +144,7 @@ def _forward_keys(
 
 @triton.jit
 def forward(
-    q, k, v, out, blocks, visible, position, moment, event_time,
+    q, k, v, out, blocks, order, visible, position, moment, event_time,
     w_position, w_time, edges,
     H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -159,7 +159,8 @@ def forward(
     seen_by = tl.load(visible + here, mask=real, other=0)
     at = tl.load(position + here, mask=real, other=0)
     now = tl.load(moment + tl.minimum(here, row + rows - 1))
-    query = _rows(q, here, head, real, H, D, BLOCK_D)
+    token = tl.load(order + here, mask=real, other=0)
+    query = _rows(q, token, head, real, H, D, BLOCK_D)
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     if OLDEST > 0:
         acc = _forward_keys(
@@ -170,7 +171,7 @@ def forward(
         acc, query, k, v, base, start, stop, head, seen_by, at, now, event_time, w_position, w_time, edges,
         H, D, RECENT, OLDEST, HAS_POSITION, HAS_TIME, PRECISION, BLOCK_D, BLOCK_N,
     )  # fmt: skip
-    _store(out, here, head, real, acc, H, D, BLOCK_D)
+    _store(out, token, head, real, acc, H, D, BLOCK_D)
 
 
 @triton.jit
@@ -223,7 +224,7 @@ def _query_keys(
 @triton.jit
 def backward_query(
     q, k, v, grad_out, grad_q, grad_position, grad_time,
-    blocks, visible, position, moment, event_time, w_position, w_time, edges,
+    blocks, order, visible, position, moment, event_time, w_position, w_time, edges,
     H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr, GRAD_BIAS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -237,7 +238,8 @@ def backward_query(
     seen_by = tl.load(visible + here, mask=real, other=0)
     at = tl.load(position + here, mask=real, other=0)
     now = tl.load(moment + tl.minimum(here, row + rows - 1))
-    query, upward = _rows(q, here, head, real, H, D, BLOCK_D), _rows(grad_out, here, head, real, H, D, BLOCK_D)
+    token = tl.load(order + here, mask=real, other=0)
+    query, upward = _rows(q, token, head, real, H, D, BLOCK_D), _rows(grad_out, token, head, real, H, D, BLOCK_D)
     of_block = grad_time + tl.program_id(0) * _BUCKETS
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     if OLDEST > 0:
@@ -251,13 +253,13 @@ def backward_query(
         grad_position, of_block,
         H, D, RECENT, OLDEST, HAS_POSITION, HAS_TIME, GRAD_BIAS, PRECISION, BLOCK_D, BLOCK_N,
     )  # fmt: skip
-    _store(grad_q, here, head, real, acc, H, D, BLOCK_D)
+    _store(grad_q, token, head, real, acc, H, D, BLOCK_D)
 
 
 @triton.jit
 def backward_key(
     q, k, v, grad_out, grad_k, grad_v,
-    blocks, visible, position, moment, event_time, w_position, w_time, edges,
+    blocks, order, visible, position, moment, event_time, w_position, w_time, edges,
     H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -275,7 +277,8 @@ def backward_key(
     for row in range(start, stop, BLOCK_M):
         here = row + tl.arange(0, BLOCK_M)
         there = here < stop
-        query, upward = _rows(q, here, head, there, H, D, BLOCK_D), _rows(grad_out, here, head, there, H, D, BLOCK_D)
+        token = tl.load(order + here, mask=there, other=0)
+        query, upward = _rows(q, token, head, there, H, D, BLOCK_D), _rows(grad_out, token, head, there, H, D, BLOCK_D)
         seen_by = tl.load(visible + here, mask=there, other=0)
         at = tl.load(position + here, mask=there, other=0)
         seen = _seen(place[:, None], seen_by[None, :], RECENT, OLDEST) & real[:, None]

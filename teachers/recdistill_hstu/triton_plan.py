@@ -15,7 +15,7 @@ class TritonPlan:
     """Blocks of one layout, those with most work first, so that no long one runs last and alone.
 
     Attributes:
-        order: ``[R]`` int64 places, among the tokens asked for, of those that see an event: sorted by history, then by
+        order: ``[R]`` int32 places, among the tokens asked for, of those that see an event: sorted by history, then by
             what they see.
         visible, position: ``[R]`` int32 of those tokens. moment: ``[R]`` int64 ms.
         event_time: ``[E]`` int64 ms.
@@ -41,7 +41,7 @@ class TritonPlan:
         rank, sorting = rank.sort(stable=True)
         order = seeing[sorting]
         return cls(
-            order=order,
+            order=order.int(),
             visible=layout.visible[order].int(),
             position=layout.position[order].int(),
             moment=layout.time[order].contiguous(),

@@ -112,6 +112,20 @@ def test_xformers_refuses_a_bias() -> None:
         attend(*(torch.zeros(4, 2, 8) for _ in range(3)), Bias(position=torch.zeros(9)))
 
 
+@pytest.mark.parametrize("backend", ["reference", "chunked", "sdpa", "triton"])
+def test_position_weights_that_are_too_few_are_refused(backend: str) -> None:
+    if backend == "triton" and not installed("triton"):
+        pytest.skip("triton is not installed")
+    attend = prepare(backend, Layout.of(make_batch([9], [(0, 9)])), small_config(attention="softmax"))
+    with pytest.raises(UsageError) as caught:
+        attend(*(torch.zeros(10, 2, 8) for _ in range(3)), Bias(position=torch.zeros(9)))
+    assert str(caught.value).splitlines() == [
+        "a bias with 9 position weights cannot serve a history of 9 events, which needs 10",
+        "  where: teacher.max_length",
+        "  to do: raise max_length, or ask the source for shorter histories with teacher.history",
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "device", "dtype", "expected"),
     [

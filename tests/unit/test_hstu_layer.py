@@ -12,7 +12,6 @@ from hstu_cases import make_batch, small_config
 from torch import Tensor
 
 from recdistill_core.batch import Batch
-from recdistill_core.errors import DataError
 from recdistill_hstu.attention import prepare
 from recdistill_hstu.bias import time_bucket
 from recdistill_hstu.config import HSTUConfig
@@ -143,18 +142,3 @@ def test_queries_and_keys_start_alike_and_are_trained_apart() -> None:
     assert project.weight.grad is not None
     assert not project.weight.grad[24:].any()
     assert bool(project.weight.grad[16:24].any())
-
-
-def test_a_bias_smaller_than_the_longest_history_is_refused() -> None:
-    config, longer = small_config(max_length=8), make_batch([9, 2], [(0, 3)])
-    layer, layout = HSTULayer(config), Layout.of(longer)
-    for backend in ("reference", "chunked"):
-        with pytest.raises(DataError) as caught:
-            layer(torch.zeros(12, 16), prepare(backend, layout, config))
-        assert str(caught.value).splitlines() == [
-            "the position bias holds distances up to 8, and a history has 9 events",
-            "  where: HSTULayer.bias",
-            "  to do: build the layer with a max_length of at least the longest history",
-        ]
-    free = HSTULayer(small_config(max_length=8, position_bias=False))
-    assert free(torch.zeros(12, 16), prepare("chunked", layout, config)).shape == (12, 16)

@@ -15,7 +15,14 @@ from triton.compiler import ASTSource
 from recdistill_hstu.triton_backend import block_sizes, fitting, kernel
 
 TYPES = {"w_position": "*fp32", "w_time": "*fp32", "grad_position": "*fp32", "grad_time": "*fp32", "edges": "*i64"}
-TYPES |= {"blocks": "*i32", "visible": "*i32", "position": "*i32", "moment": "*i64", "event_time": "*i64"}
+TYPES |= {
+    "blocks": "*i32",
+    "order": "*i32",
+    "visible": "*i32",
+    "position": "*i32",
+    "moment": "*i64",
+    "event_time": "*i64",
+}
 
 
 def compiled(name: str, capability: int, width: int) -> tuple[int, int]:
