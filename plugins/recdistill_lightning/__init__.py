@@ -14,13 +14,16 @@ from recdistill_core import BuildContext, Component, hookimpl
 if TYPE_CHECKING:
     from recdistill_lightning.capture import LogitCapture
     from recdistill_lightning.capture_after import capture_after_training
+    from recdistill_lightning.checkpoints import load_sharded, save_sharded
     from recdistill_lightning.data import DistillationDataModule, ReadOrder, align_labels, read_labels
     from recdistill_lightning.folds import Fold, make_folds
     from recdistill_lightning.modules import Optimisation, StudentModule, TeacherModule
+    from recdistill_lightning.sharding import FSDP2Strategy, save_full_weights
     from recdistill_lightning.trained import TrainedExamples
 
 _HOMES = {
     "DistillationDataModule": "data",
+    "FSDP2Strategy": "sharding",
     "Fold": "folds",
     "LogitCapture": "capture",
     "Optimisation": "modules",
@@ -30,12 +33,16 @@ _HOMES = {
     "TrainedExamples": "trained",
     "capture_after_training": "capture_after",
     "align_labels": "data",
+    "load_sharded": "checkpoints",
     "make_folds": "folds",
     "read_labels": "data",
+    "save_full_weights": "sharding",
+    "save_sharded": "checkpoints",
 }
 
 __all__ = [
     "DistillationDataModule",
+    "FSDP2Strategy",
     "Fold",
     "LogitCapture",
     "Optimisation",
@@ -45,8 +52,11 @@ __all__ = [
     "TrainedExamples",
     "align_labels",
     "capture_after_training",
+    "load_sharded",
     "make_folds",
     "read_labels",
+    "save_full_weights",
+    "save_sharded",
 ]
 
 

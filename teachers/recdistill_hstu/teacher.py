@@ -92,6 +92,10 @@ class HSTUTeacher(TrainableTeacher):
         events, token = x.split([final.asked_events, final.num_rows])
         return events, token, newest
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """The HSTU layers."""
+        return list(self.layers)
+
     def fingerprint(self) -> str:
         """Hex digest of weights, configuration, tasks and feature view; equal across processes."""
         return module_fingerprint(self, self.config, f"{self.schema.view_hash()}:{','.join(self.head.tasks)}")
