@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recdistill_core import BuildContext, Component, hookimpl
+from recdistill_core.errors import suggest
 
 if TYPE_CHECKING:
     from recdistill_lightning.capture import LogitCapture
@@ -60,6 +61,9 @@ __all__ = [
 ]
 
 
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2")
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"recdistill_lightning.{_HOMES[name]}"), name)
@@ -70,8 +74,14 @@ def __getattr__(name: str) -> Any:
 class TrainerConfig:
     """Settings of ``lightning.Trainer``; the names are Lightning's own.
 
+    More than one process must be started by ``torchrun`` in a script of one's own; ``recdistill run`` trains in one.
+
     Attributes:
-        accelerator, devices, strategy, precision: as for ``lightning.Trainer``; for now, one device.
+        accelerator, devices, precision: as for ``lightning.Trainer``.
+        strategy: ``auto``, ``ddp`` (every process has the whole model), ``ddp_find_unused_parameters_true`` (for
+            a model some of whose parameters take no part in some steps) or ``fsdp2`` (the model is cut over the
+            processes; see ``recdistill_lightning.FSDP2Strategy``).
+        num_nodes: machines, >= 1.
         gradient_clip_val: norm to clip gradients to, 0 for none. accumulate_grad_batches: >= 1.
         log_every_n_steps: steps between rows of the CSV log, >= 1.
     """
@@ -79,12 +89,20 @@ class TrainerConfig:
     accelerator: str = "auto"
     devices: str = "1"
     strategy: str = "auto"
+    num_nodes: int = 1
     precision: str = "32-true"
     gradient_clip_val: float = 0.0
     accumulate_grad_batches: int = 1
     log_every_n_steps: int = 50
 
     def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(
+                f"strategy must be one of {', '.join(STRATEGIES)}; got {self.strategy!r}"
+                f"{suggest(self.strategy, STRATEGIES)}"
+            )
+        if self.num_nodes < 1:
+            raise ValueError(f"num_nodes must be >= 1, got {self.num_nodes}")
         if self.gradient_clip_val < 0:
             raise ValueError(f"gradient_clip_val must be >= 0, got {self.gradient_clip_val}")
         if min(self.accumulate_grad_batches, self.log_every_n_steps) < 1:

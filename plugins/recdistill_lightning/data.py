@@ -93,15 +93,19 @@ class DistillationDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """This process's share of the training batches, in the read order."""
         order, keep = self.order, self.keep
-        sampler = RowSampler(self.source, self.phases, order, self.seed, keep, part=self._part(), after=self._after)
+        after, self._after = self._after, (0, 0)  # of the fit that goes on, not of a later one
+        sampler = RowSampler(self.source, self.phases, order, self.seed, keep, part=self._part(), after=after)
         return DataLoader(self.batches, sampler=sampler, batch_size=None)
 
     def state_dict(self) -> dict[str, Any]:
         """How far the training rows are read, for Lightning's checkpoints."""
         if self.trainer is None:
             return {}
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return {"epoch": self.trainer.current_epoch, "batches": int(progress.processed)}
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        if epochs.ready <= epochs.processed or batches.is_last_batch:  # between two epochs
+            return {"epoch": max(epochs.ready, epochs.processed), "batches": 0}
+        return {"epoch": epochs.processed, "batches": batches.current.processed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the rows that were read before the checkpoint."""

@@ -90,7 +90,7 @@ class RowSampler(DistributedSampler[NDArray[np.int64] | Dealt]):
     Args:
         source, phases, order, seed, keep: as for the data module.
         part: number of this process, and how many share every batch.
-        after: ``(epoch, batches)``: how many batches of an epoch an earlier fit has been through.
+        after: ``(epoch, batches)``: the epoch to begin with, and how many batches of it an earlier fit has read.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class RowSampler(DistributedSampler[NDArray[np.int64] | Dealt]):
         self.source, self.order, self.seed, self.keep = source, order, seed, keep
         self.part, self.after = part, after
         self.passes = phases.passes()
-        self.epoch = 0
+        self.epoch = after[0]  # a fit that goes on asks for the first batch before it calls set_epoch
 
     def __len__(self) -> int:
         raise TypeError("epochs differ in their number of batches")
