@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -55,7 +55,7 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
     return torch.cat([part[:count].to(rows.device) for part, count in zip(found, counts.tolist(), strict=True)])
 
 
-def from_first(value: T) -> T:
+def from_first(value: _T) -> _T:
     """The first process's ``value``, which must survive pickling, in every process."""
     if rank_and_world()[1] == 1:
         return value

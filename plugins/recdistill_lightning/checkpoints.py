@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,9 @@ def save_sharded(path: Path, module: nn.Module, optimizers: Sequence[Optimizer],
         scratch.mkdir(parents=True)
     _wait()
     tensors, values = _parts(module, optimizers)
-    save(tensors, storage_writer=HuggingFaceStorageWriter(str(scratch), save_distributed=True))
+    writer = HuggingFaceStorageWriter(str(scratch), save_distributed=True)
+    with _quiet():
+        save(tensors, storage_writer=writer)
     _wait()
     if first:
         sizes = {file.name: file.stat().st_size for file in scratch.iterdir()}
@@ -79,7 +83,8 @@ def load_sharded(path: Path, module: nn.Module, optimizers: Sequence[Optimizer] 
             raise _damaged(path, f"{name} is absent or was cut off")
     tensors, values = _parts(module, optimizers)
     try:
-        load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+        with _quiet():
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
     except (CheckpointException, safetensors.SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise _damaged(path, f"its tensors cannot be read: {' '.join(str(error).split())[:300]}") from error
     values = {**values, **meta["values"]}
@@ -122,6 +127,14 @@ def _damaged(path: Path, what: str) -> IntegrityError:
         where=str(path),
         fix="go on from an earlier checkpoint, or, if it is of another model, build the model that it was saved from",
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that there is one process; it has no other way to be told so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 def _wait() -> None:

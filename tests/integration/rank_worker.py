@@ -32,8 +32,8 @@ from recdistill_lightning.sharding import FSDP2Strategy
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
 
-#: Windows of this order end in batches of one row, of which one of two processes has none.
-ORDER = ReadOrder(batch_size=127, window_hours=48, within="user")
+#: Windows of this order end in batches of one request, of which one of two processes has nothing.
+ORDER = ReadOrder(batch_size=86, window_hours=48, within="user")
 ROWS, TEST, SAVE_AT, DIE_AT = 2000, (2000, 2300), 7, 5
 
 
@@ -123,17 +123,7 @@ def go_on(source: SampleSource, out: Path, checkpoint: Path, strategy: Any) -> N
     out.mkdir(parents=True, exist_ok=True)
     module = teacher(source)
     data = data_module(source, module, rows=ROWS, order=ORDER, batch_epochs=2)
-    plain: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(
-        max_epochs=data.epochs,
-        accelerator="cpu",
-        devices=world(),
-        strategy=strategy,
-        limit_val_batches=0,
-        enable_model_summary=False,
-        **plain,
-    )
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    trainer = fit(module, data, strategy=strategy, devices=world(), checkpoint=checkpoint)
     save_full_weights(module, out / "model.safetensors")
     leave(out, trained=module.trained.ids().tolist(), steps=trainer.global_step)
 
@@ -161,7 +151,7 @@ def clipped(source: SampleSource, out: Path) -> None:
 
 
 def student(source: SampleSource, out: Path) -> None:
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     module = a_student(source)
     fit(module, student_data(source, module), strategy="ddp", devices=world())
     save_full_weights(module, out / "model.safetensors")
@@ -192,7 +182,7 @@ def resume_ddp(source: SampleSource, out: Path) -> None:
 
 def plain(source: SampleSource, out: Path) -> None:
     """Without a Trainer: the weights of a sharded checkpoint in a module that is not sharded."""
-    out.mkdir()
+    out.mkdir(parents=True, exist_ok=True)
     module = teacher(source)
     load_sharded(Path(os.environ["CHECKPOINTS"]) / "mid.ckpt", module)
     save_full_weights(module, out / "model.safetensors")
@@ -218,7 +208,7 @@ def seen(source: SampleSource) -> Any:
 
 
 def refused(out: Path, callback: L.Callback, source: SampleSource) -> None:
-    out.mkdir()
+    out.mkdir(parents=True, exist_ok=True)
     module = teacher(source)
     try:
         fit(module, data_module(source, module, rows=ROWS, order=ORDER), callback, strategy="ddp", devices=world())
@@ -228,7 +218,7 @@ def refused(out: Path, callback: L.Callback, source: SampleSource) -> None:
 
 def no_share(source: SampleSource, out: Path) -> None:
     """Batches of the user's own that do not say what the other process has."""
-    out.mkdir()
+    out.mkdir(parents=True, exist_ok=True)
     module = teacher(source)
     batches = DataLoader([source.batch(torch.arange(10).numpy(), module.history)], batch_size=None)  # type: ignore[arg-type]  # a list will do
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
