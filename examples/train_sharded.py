@@ -1,7 +1,8 @@
 """A teacher cut over several processes: ``torchrun --standalone --nproc-per-node 2 train_sharded.py DATASET``.
 
 Every process runs this script. Labels, checkpoints and weights land beside the dataset, each written once. Started
-again after it was killed, with any number of processes, it goes on from the newest checkpoint.
+again after it was killed, with any number of processes, it goes on from the newest checkpoint, and labels the rows from
+there on.
 """
 
 import os

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import safetensors.torch
@@ -32,8 +33,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     It is Lightning's ``ModelParallelStrategy`` with one mesh dimension in use, on the GPU (NCCL) or the CPU (gloo).
 
     Args:
-        timeout: as for ``ModelParallelStrategy``.
+        timeout: how long a process waits for the others at an exchange before it gives up.
     """
+
+    def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+        super().__init__(timeout=timeout)
 
     def setup_environment(self) -> None:
         """Start the process group; all processes shard one copy of the model between them."""
@@ -42,13 +46,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write a folder as :mod:`recdistill_lightning.checkpoints` says."""
-        model = self._module_of_fit()
         rest = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
-        save_sharded(Path(self.broadcast(filepath)), model, self.optimizers, rest)
+        save_sharded(Path(self.broadcast(filepath)), cast(nn.Module, self.model), self.optimizers, rest)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read such a folder, whatever the number of processes that wrote it; it never runs code of the file's."""
-        return load_sharded(Path(self.broadcast(checkpoint_path)), self._module_of_fit(), self.optimizers)
+        return load_sharded(Path(self.broadcast(checkpoint_path)), cast(nn.Module, self.model), self.optimizers)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Nothing: :meth:`save_checkpoint` takes the state from the model."""
@@ -57,11 +60,6 @@ class FSDP2Strategy(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Nothing: :meth:`save_checkpoint` takes the state from the optimisers."""
         return {}
-
-    def _module_of_fit(self) -> nn.Module:
-        if self.model is None:
-            raise RuntimeError("the strategy has no model yet")
-        return self.model
 
 
 def shard_for(module: L.LightningModule, mesh: DeviceMesh) -> None:

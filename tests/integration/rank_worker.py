@@ -150,6 +150,17 @@ def clipped(source: SampleSource, out: Path) -> None:
     train(source, out, FSDP2Strategy(), gradient_clip_val=0.05, accumulate_grad_batches=2)
 
 
+def mixed(source: SampleSource, out: Path, strategy: Any = None) -> None:
+    """Layers are gathered in bfloat16, and their gradients added up in float32."""
+    out.mkdir(parents=True, exist_ok=True)
+    module = teacher(source)
+    module.teacher.float()
+    data, losses = data_module(source, module, rows=ROWS, order=ORDER), Losses()
+    settings = {"devices": world(), "precision": "bf16-mixed", "strategy": strategy or FSDP2Strategy()}
+    fit(module, data, losses, **settings)
+    leave(out, losses=losses.values, types=sorted({str(parameter.dtype) for parameter in module.parameters()}))
+
+
 def student(source: SampleSource, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     module = a_student(source)
@@ -234,6 +245,7 @@ SCENARIOS: dict[str, Callable[[SampleSource, Path], None]] = {
         ddp,
         fsdp2,
         clipped,
+        mixed,
         student,
         resume,
         resume_ddp,

@@ -105,7 +105,7 @@ def saved_by_one(feed_path: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def pair(feed_path: Path, saved_by_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes make of it."""
     out = tmp_path_factory.mktemp("pair")
-    done(job(2, feed_path, out, "ddp", "fsdp2", "clipped", "student", "resume", CHECKPOINTS=saved_by_one))
+    done(job(2, feed_path, out, "ddp", "fsdp2", "clipped", "mixed", "student", "resume", CHECKPOINTS=saved_by_one))
     return out
 
 
@@ -140,6 +140,14 @@ def test_some_share_was_empty(feed: ParquetSource) -> None:
 def test_clipping_and_accumulation_see_the_gradient_of_all(feed: ParquetSource, pair: Path, tmp_path: Path) -> None:
     worker.train(feed, tmp_path, "auto", gradient_clip_val=0.05, accumulate_grad_batches=2)
     same_weights(tmp_path, pair / "clipped")
+
+
+def test_half_the_precision_is_about_the_same(feed: ParquetSource, pair: Path, tmp_path: Path) -> None:
+    worker.mixed(feed, tmp_path, "auto")
+    one, two = told(tmp_path), told(pair / "mixed")
+    assert two["types"] == one["types"] == ["torch.float32"]
+    np.testing.assert_allclose(two["losses"], one["losses"], atol=0.05)
+    assert two["losses"] != one["losses"]
 
 
 def test_a_student_learns_the_same_in_two_processes(feed: ParquetSource, pair: Path, tmp_path: Path) -> None:
