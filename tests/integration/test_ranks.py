@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,15 @@ def same_weights(one: Path, two: Path, tolerance: float = 1e-9) -> None:
     for name, tensor in first.items():
         assert tensor.shape == second[name].shape
         assert float((tensor - second[name]).abs().max()) < tolerance, name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other slow down small models beside other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
