@@ -27,7 +27,7 @@ from store_labels import BATCH, VERSION, Labels, capture, example_ids
 from store_rivals import STORE_ENCODING, in_duckdb, in_lmdb, searchsorted, write_parquet
 
 from recdistill_core.labels import LabelChoice
-from recdistill_lightning.data import labels_at
+from recdistill_lightning.rows import labels_at
 from recdistill_parquet.labels import ParquetLogitStore
 
 Row = dict[str, Any]

@@ -90,6 +90,30 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which batch of all processes the rows of this process are a part of.
+
+    Attributes:
+        ids: ``[G]`` int64 example ids of the whole batch, on the CPU; known to every process.
+        processes: how many share it, >= 1.
+        idle: True where none of its rows is left for this process: the rows it holds are another one's, stand in so
+            that it can take part in the step, and count nowhere.
+    """
+
+    ids: Tensor
+    processes: int
+    idle: bool = False
+
+    def weight(self, rows: int) -> float:
+        """What to multiply a mean over this process's ``rows`` by.
+
+        The mean over the processes, which data-parallel training takes of the gradients, is then the mean over all
+        ``G`` rows.
+        """
+        return 0.0 if self.idle else rows * self.processes / len(self.ids)
+
+
+@dataclass(frozen=True)
 class Batch:
     """``N`` impressions.
 
@@ -106,6 +130,7 @@ class Batch:
         propensity: ``[N]`` float32 in (0, 1], or None.
         keep_rates: ``{task: (positive, negative)}`` known keep rates, or None.
         teacher: teacher labels, or None.
+        share: which batch of all processes this is a part of, or None where there is one process.
     """
 
     example_id: Tensor
@@ -122,6 +147,7 @@ class Batch:
     propensity: Tensor | None = None
     keep_rates: Mapping[str, tuple[float, float]] | None = None
     teacher: TeacherSignal | None = None
+    share: Share | None = None
 
     def __len__(self) -> int:
         return int(self.example_id.shape[0])

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from recdistill_core.ranks import whole
+
 
 def digest(value: Any) -> str:
     """16 hex digits of a JSON-able value or dataclass; equal values give equal digests in every process.
@@ -35,10 +37,13 @@ def _stable(value: Any) -> Any:
 
 
 def module_fingerprint(module: nn.Module, config: Any, view: str) -> str:
-    """32 hex digits of a module's weights, its configuration and the hash of the feature view it reads."""
+    """32 hex digits of a module's weights, its configuration and the hash of the feature view it reads.
+
+    Of a module that is sharded over processes every process must ask: the weights are gathered, one tensor at a time.
+    """
     total = hashlib.sha256(f"{digest(config)}:{view}".encode())
     for name, tensor in sorted(module.state_dict().items()):
-        plain = tensor.detach().cpu().contiguous()
+        plain = whole(tensor).cpu().contiguous()
         total.update(f"{name}:{plain.dtype}:{tuple(plain.shape)}".encode())
         total.update(plain.flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()[:32]

@@ -87,6 +87,21 @@ class TrainableTeacher(nn.Module):
             fix="implement save_pretrained with recdistill_core.artefact.save_teacher",
         )
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """The parts that sharded training gathers one at a time, in the order they run, such as layers.
+
+        Each must be run by calling it, for its weights are whole only inside of that call. By default the entries of
+        every outermost ``nn.ModuleList``.
+        """
+        return outermost_lists(self)
+
+
+def outermost_lists(module: nn.Module) -> list[nn.Module]:
+    """The entries of every ``nn.ModuleList`` in ``module`` that is in no other one, in order."""
+    if isinstance(module, nn.ModuleList):
+        return list(module)
+    return [block for child in module.children() for block in outermost_lists(child)]
+
 
 class Student(nn.Module):
     """A small model. Subclasses set ``width`` and implement :meth:`inputs`, :meth:`encode` and :meth:`tower`.

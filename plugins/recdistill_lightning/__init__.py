@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recdistill_core import BuildContext, Component, hookimpl
+from recdistill_core.errors import suggest
 
 if TYPE_CHECKING:
     from recdistill_lightning.capture import LogitCapture
     from recdistill_lightning.capture_after import capture_after_training
+    from recdistill_lightning.checkpoints import load_sharded, save_sharded
     from recdistill_lightning.data import DistillationDataModule, ReadOrder, align_labels, read_labels
     from recdistill_lightning.folds import Fold, make_folds
     from recdistill_lightning.modules import Optimisation, StudentModule, TeacherModule
+    from recdistill_lightning.sharding import FSDP2Strategy, save_full_weights
     from recdistill_lightning.trained import TrainedExamples
 
 _HOMES = {
     "DistillationDataModule": "data",
+    "FSDP2Strategy": "sharding",
     "Fold": "folds",
     "LogitCapture": "capture",
     "Optimisation": "modules",
@@ -30,12 +34,16 @@ _HOMES = {
     "TrainedExamples": "trained",
     "capture_after_training": "capture_after",
     "align_labels": "data",
+    "load_sharded": "checkpoints",
     "make_folds": "folds",
     "read_labels": "data",
+    "save_full_weights": "sharding",
+    "save_sharded": "checkpoints",
 }
 
 __all__ = [
     "DistillationDataModule",
+    "FSDP2Strategy",
     "Fold",
     "LogitCapture",
     "Optimisation",
@@ -45,9 +53,15 @@ __all__ = [
     "TrainedExamples",
     "align_labels",
     "capture_after_training",
+    "load_sharded",
     "make_folds",
     "read_labels",
+    "save_full_weights",
+    "save_sharded",
 ]
+
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2")
 
 
 def __getattr__(name: str) -> Any:
@@ -60,8 +74,14 @@ def __getattr__(name: str) -> Any:
 class TrainerConfig:
     """Settings of ``lightning.Trainer``; the names are Lightning's own.
 
+    More than one process must be started by ``torchrun`` in a script of one's own; ``recdistill run`` trains in one.
+
     Attributes:
-        accelerator, devices, strategy, precision: as for ``lightning.Trainer``; for now, one device.
+        accelerator, devices, precision: as for ``lightning.Trainer``.
+        strategy: ``auto``, ``ddp`` (every process has the whole model), ``ddp_find_unused_parameters_true`` (for
+            a model some of whose parameters take no part in some steps) or ``fsdp2`` (the model is cut over the
+            processes; see ``recdistill_lightning.FSDP2Strategy``).
+        num_nodes: machines, >= 1.
         gradient_clip_val: norm to clip gradients to, 0 for none. accumulate_grad_batches: >= 1.
         log_every_n_steps: steps between rows of the CSV log, >= 1.
     """
@@ -69,12 +89,20 @@ class TrainerConfig:
     accelerator: str = "auto"
     devices: str = "1"
     strategy: str = "auto"
+    num_nodes: int = 1
     precision: str = "32-true"
     gradient_clip_val: float = 0.0
     accumulate_grad_batches: int = 1
     log_every_n_steps: int = 50
 
     def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(
+                f"strategy must be one of {', '.join(STRATEGIES)}; got {self.strategy!r}"
+                f"{suggest(self.strategy, STRATEGIES)}"
+            )
+        if self.num_nodes < 1:
+            raise ValueError(f"num_nodes must be >= 1, got {self.num_nodes}")
         if self.gradient_clip_val < 0:
             raise ValueError(f"gradient_clip_val must be >= 0, got {self.gradient_clip_val}")
         if min(self.accumulate_grad_batches, self.log_every_n_steps) < 1:

@@ -12,11 +12,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 
 from recdistill_core.batch import Batch
 from recdistill_core.errors import LeakError, UsageError
 from recdistill_core.fingerprint import digest
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LabelWriter, LogitStore
+from recdistill_core.ranks import from_first, rows_of_all_ranks
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.modules import TeacherModule
 from recdistill_lightning.order import SHUFFLED
@@ -29,7 +31,7 @@ class LogitCapture(L.Callback):
     """Writes the logits of :class:`TeacherModule`'s training forward passes into a logit store.
 
     Only first sights are captured: the first pass over each phase (see ``Phases``), and no example that the teacher was
-    trained on in an earlier fit.
+    trained on in an earlier fit. Where several processes train together the first one writes, what all of them have.
 
     Args:
         store: where to write.
@@ -71,7 +73,7 @@ class LogitCapture(L.Callback):
         self._restored = trained or TrainedExamples()
         self._before = TrainedExamples()
         self._writer: LabelWriter | None = None
-        self._again = False
+        self._again = self._capturing = False
         self._updates = self._forwards = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -91,8 +93,10 @@ class LogitCapture(L.Callback):
         self.version = digest([start, snapshot, seed, self.warmup_steps, self.facts, plain]) + start[:16]
         facts = {"dataset": snapshot, "seed": seed, "teacher_at_start": start, **self._until(trainer), **self.facts}
         self._again = require_not_revoked(self.store, self.version)
-        self.committed = committed(self.store, self.version, CaptureMode.PREQUENTIAL, facts) if self.resume else None
-        if self.committed is None:
+        found = committed(self.store, self.version, CaptureMode.PREQUENTIAL, facts) if self.resume else None
+        self.committed = from_first(found)
+        self._capturing = self.committed is None
+        if self._capturing and trainer.is_global_zero:
             self._writer = self.store.writer(
                 self.version, tasks=list(pl_module.objectives), mode=CaptureMode.PREQUENTIAL, view=view, facts=facts
             )
@@ -107,9 +111,10 @@ class LogitCapture(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Keep the logits that this step's forward pass gave."""
-        if self._writer is None or self._updates < self.warmup_steps or not self._first_sight(trainer):
+        if not self._capturing or self._updates < self.warmup_steps or not self._first_sight(trainer):
             return
-        ids = batch.example_id.cpu()
+        # the ids of all processes, so that all of them refuse, and none is left waiting for the others
+        ids = batch.example_id.cpu() if batch.share is None else batch.share.ids
         seen = self._before.known(ids.numpy())
         if seen.any():
             raise LeakError(
@@ -124,15 +129,18 @@ class LogitCapture(L.Callback):
                 where=f"step {self._updates}",
                 fix="use an optimizer that needs one pass, such as Adam",
             )
-        logits = {task: logit.float().cpu() for task, logit in outputs["logits"].items()}
-        with told_what_to_do(self.version, self._again):
-            self._writer.append(ids, logits, step=self._updates, scored_at=_now())
+        ids, logits = rows_of_all(batch, outputs["logits"])
+        if self._writer is not None:
+            with told_what_to_do(self.version, self._again):
+                self._writer.append(ids, logits, step=self._updates, scored_at=_now())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the labels visible."""
+        """Make the labels visible, once every process has come to the end."""
+        trainer.strategy.barrier()
         if self._writer is not None:
             self.committed = self._writer.commit()
             self._writer = None
+        self.committed = from_first(self.committed)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave nothing half-written."""
@@ -168,6 +176,23 @@ class LogitCapture(L.Callback):
                 fix="fit with datamodule=DistillationDataModule(...), or give snapshot and view",
             )
         return snapshot, view, seed or 0
+
+
+def rows_of_all(batch: Batch, logits: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Example ids ``[G]`` and logits ``{task: [G]}`` float32 on the CPU of the batch of all processes.
+
+    ``logits {task: [N]}`` are this process's. Every process must call it.
+    """
+    ids, plain = batch.example_id.cpu(), {task: logit.float().cpu() for task, logit in logits.items()}
+    if batch.share is None:
+        return ids, plain
+    # one message: a float32 is carried as its 32 bits in an int64
+    columns = [ids, *(logit.contiguous().view(torch.int32).long() for logit in plain.values())]
+    mine = torch.stack(columns, dim=1)
+    found = rows_of_all_ranks(mine[:0] if batch.share.idle else mine)
+    bits = found[:, 1:].to(torch.int32).unbind(dim=1)
+    gathered = {task: column.contiguous().view(torch.float32) for task, column in zip(plain, bits, strict=True)}
+    return found[:, 0].contiguous(), gathered
 
 
 def committed(store: LogitStore, version: str, mode: CaptureMode, facts: Mapping[str, Any]) -> LabelVersion | None:

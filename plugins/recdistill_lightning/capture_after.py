@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ import torch
 from recdistill_core.batch import Batch
 from recdistill_core.errors import LeakError, UsageError
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore, SampleSource
-from recdistill_lightning.capture import committed, require_not_revoked, told_what_to_do
+from recdistill_core.ranks import from_first, rank_and_world
+from recdistill_lightning.capture import committed, require_not_revoked, rows_of_all, told_what_to_do
 from recdistill_lightning.modules import TeacherModule
+from recdistill_lightning.shares import share_of
 from recdistill_lightning.trained import TrainedExamples
 
 __all__ = ["capture_after_training"]
@@ -37,8 +39,11 @@ def capture_after_training(
     holds the label as an event. Such examples are refused, or, where ``allow_leaky``, the whole version is marked
     ``leaky``, as is every result that uses it.
 
+    Where several processes have trained the teacher together all of them call this, with the same batches: each scores
+    its share, and the first one writes.
+
     Args:
-        module: the teacher. batches: what to score. store: where to write.
+        module: the teacher. batches: what to score, whole batches. store: where to write.
         view: hash of the feature view. facts: for the label version, JSON-able.
         source: the dataset that the teacher was trained on and that ``batches`` come from; a teacher that reads
             histories needs it, as only the dataset tells which rows of a user are later ones.
@@ -52,7 +57,7 @@ def capture_after_training(
     version = module.teacher.fingerprint()
     mode = CaptureMode.LEAKY if allow_leaky else CaptureMode.OUT_OF_FOLD
     again = require_not_revoked(store, version)
-    earlier = committed(store, version, mode, facts) if resume else None
+    earlier = from_first(committed(store, version, mode, facts) if resume else None)
     if earlier is not None:
         return earlier
     known = TrainedExamples(module.trained.ids())
@@ -60,7 +65,8 @@ def capture_after_training(
         known.add(trained.ids())
     if not allow_leaky:
         known = _all_reached(module, known, source)
-    writer = store.writer(version, tasks=list(module.objectives), mode=mode, view=view, facts=facts)
+    first = rank_and_world()[0] == 0
+    writer = store.writer(version, tasks=list(module.objectives), mode=mode, view=view, facts=facts) if first else None
     try:
         for batch in batches:
             ids = batch.example_id.cpu()
@@ -72,15 +78,16 @@ def capture_after_training(
                     where=f"example {int(ids[torch.from_numpy(seen)][0])}",
                     fix="capture while training (prequential) or out of fold; allowed explicitly it is marked leaky",
                 )
-            logits = {
-                task: logit.float().cpu()
-                for task, logit in module.teacher.score(batch.without_outcomes()).logits.items()
-            }
-            with told_what_to_do(version, again):
-                writer.append(ids, logits, step=-1, scored_at=time.time_ns() // 1_000_000)
-        return writer.commit()
+            share = share_of(batch)
+            ids, logits = rows_of_all(share, module.scores(share).logits)
+            if writer is not None:
+                with told_what_to_do(version, again):
+                    writer.append(ids, logits, step=-1, scored_at=time.time_ns() // 1_000_000)
+        # the first process has it, and the others get it
+        return cast(LabelVersion, from_first(writer.commit() if writer is not None else None))
     except BaseException:
-        writer.abort()
+        if writer is not None:
+            writer.abort()
         raise
 
 

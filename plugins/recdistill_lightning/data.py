@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from recdistill_core.batch import Batch, TeacherSignal
 from recdistill_core.errors import DataError, UsageError
@@ -17,98 +18,17 @@ from recdistill_core.interfaces import HistoryWindow, LogitStore, SampleSource
 from recdistill_core.label_choice import choose_labels
 from recdistill_core.labels import AlignedLabels, AlignedStore, LabelChoice
 from recdistill_lightning.order import ReadOrder, row_batches
+from recdistill_lightning.rows import FixedRows, Phases, RowBatches, RowSampler, dealt
 
 __all__ = ["DistillationDataModule", "ReadOrder", "align_labels", "read_labels"]
 
 
-class RowBatches(Dataset[Batch]):
-    """``batches[rows]`` is the Batch of these row positions, with teacher labels where there are any."""
-
-    def __init__(self, source: SampleSource, history: HistoryWindow | None, labels: TeacherSignal | None) -> None:
-        self.source, self.history, self.labels = source, history, labels
-
-    def __getitem__(self, rows: NDArray[np.int64]) -> Batch:
-        batch = self.source.batch(rows, self.history).validate(schema=self.source.schema)
-        return batch if self.labels is None else batch.with_teacher(labels_at(self.labels, rows))
-
-
-def labels_at(labels: TeacherSignal, rows: NDArray[np.int64]) -> TeacherSignal:
-    """Labels of the row positions ``rows [N]``, copied out of those of all rows."""
-    index = torch.from_numpy(rows)
-    return replace(
-        labels,
-        logits={task: logit.index_select(0, index) for task, logit in labels.logits.items()},
-        valid={task: valid.index_select(0, index) for task, valid in labels.valid.items()},
-        scored_at=None if labels.scored_at is None else labels.scored_at.index_select(0, index),
-    )
-
-
-@dataclass(frozen=True)
-class Phases:
-    """The schedule: a batch phase that may be read several times, then a stream phase that is read once.
-
-    Attributes:
-        start, stop: row positions ``[start, stop)`` of all training rows.
-        stream: first row of the stream phase; ``stop`` where there is none.
-        batch_epochs: passes over the batch phase ``[start, stream)``.
-    """
-
-    start: int
-    stop: int
-    stream: int
-    batch_epochs: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.start <= self.stream <= self.stop:
-            raise ValueError(f"phases need start <= stream <= stop, got {self.start}, {self.stream}, {self.stop}")
-        if self.batch_epochs < 1:
-            raise ValueError(f"batch_epochs must be >= 1, got {self.batch_epochs}")
-
-    def passes(self) -> list[tuple[int, int]]:
-        """Row range of each epoch; what ``max_epochs`` of the Trainer should be is their number."""
-        batch = [(self.start, self.stream)] * self.batch_epochs if self.stream > self.start else []
-        return batch + ([(self.stream, self.stop)] if self.stop > self.stream else [])
-
-    def first_sight(self, epoch: int) -> bool:
-        """Whether an epoch reads rows that no earlier epoch has read."""
-        return epoch == 0 or (self.stop > self.stream and epoch == len(self.passes()) - 1)
-
-
-class RowSampler(Sampler[NDArray[np.int64]]):
-    """Yields the rows of one batch after another; every epoch has its own rows and seeded order.
-
-    It has no length: Lightning would keep the first epoch's for all.
-    """
-
-    def __init__(
-        self,
-        source: SampleSource,
-        phases: Phases,
-        order: ReadOrder,
-        seed: int,
-        keep: NDArray[np.bool_] | None = None,
-    ) -> None:
-        self.source, self.order, self.seed, self.keep = source, order, seed, keep
-        self.passes = phases.passes()
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of each epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        if self.epoch >= len(self.passes):
-            raise UsageError(
-                f"epoch {self.epoch + 1} was asked for, the schedule has {len(self.passes)}",
-                where="lightning.Trainer(max_epochs=...)",
-                fix="set max_epochs=data.epochs, or more batch_epochs",
-            )
-        start, stop = self.passes[self.epoch]
-        return row_batches(self.source, start, stop, self.order, self.seed + 1_000_003 * self.epoch, self.keep)
-
-
 class DistillationDataModule(L.LightningDataModule):
     """Batches of one dataset in time order.
+
+    Where several processes train together each has its share of every batch, and the batches are those of one process:
+    same rows, same order, same number of steps. It keeps its place: a fit that goes on from a checkpoint in the midst
+    of an epoch reads the rest of it.
 
     Args:
         source: the dataset.
@@ -152,6 +72,7 @@ class DistillationDataModule(L.LightningDataModule):
         self.phases = Phases(start, stop, stream, batch_epochs)
         self.keep, self.test_rows = keep, test
         self.batches = RowBatches(source, history, labels)
+        self._after = (0, 0)
 
     @property
     def epochs(self) -> int:
@@ -170,18 +91,25 @@ class DistillationDataModule(L.LightningDataModule):
         return sum(-(-sum(1 for _ in batches) // accumulate) for batches in passes)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Training rows in the read order.
+        """This process's share of the training batches, in the read order."""
+        order, keep = self.order, self.keep
+        after, self._after = self._after, (0, 0)  # of the fit that goes on, not of a later one
+        sampler = RowSampler(self.source, self.phases, order, self.seed, keep, part=self._part(), after=after)
+        return DataLoader(self.batches, sampler=sampler, batch_size=None)
 
-        Raises:
-            UsageError: with more than one process, all of which would read the same rows.
-        """
-        if self.trainer is not None and self.trainer.world_size > 1:
-            raise UsageError(
-                f"the data module feeds one process, and this run has {self.trainer.world_size}",
-                where="lightning.Trainer(devices=..., num_nodes=...)",
-                fix="train on one device; rows are not sharded over processes yet",
-            )
-        return self._loader(self.phases, self.order)
+    def state_dict(self) -> dict[str, Any]:
+        """How far the training rows are read, for Lightning's checkpoints."""
+        if self.trainer is None:
+            return {}
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        if epochs.ready <= epochs.processed or batches.is_last_batch:  # between two epochs
+            return {"epoch": max(epochs.ready, epochs.processed), "batches": 0}
+        return {"epoch": epochs.processed, "batches": batches.current.processed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the rows that were read before the checkpoint."""
+        self._after = (int(state_dict.get("epoch", 0)), int(state_dict.get("batches", 0)))
 
     def training_batches(self) -> Iterator[Batch]:
         """Every training row once, in the read order, without teacher labels; for debiasers that must look first."""
@@ -194,28 +122,42 @@ class DistillationDataModule(L.LightningDataModule):
         return self.test_dataloader() if self.test_rows else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """The test rows in strict time order.
+        """This process's share of the test rows, in strict time order.
 
         Raises:
             DataError: if the data module has no test rows.
         """
+        return self._test_loader(self._part())
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """All test rows in strict time order, in every process: what is predicted is not gathered."""
+        return self._test_loader((0, 1))
+
+    def _test_loader(self, part: tuple[int, int]) -> DataLoader[Batch]:
         if self.test_rows is None:
             raise DataError("this data module has no test rows", fix="give test=(first, last + 1)")
         first, last = self.test_rows
+        batches = row_batches(self.source, first, last, replace(self.order, window_hours=0.0), 0)
         # one pass, whatever the training epoch: a range of its own that every epoch reads
-        return DataLoader(
-            self.batches,
-            sampler=list(row_batches(self.source, first, last, replace(self.order, window_hours=0.0), 0)),
-            batch_size=None,
-        )
+        return DataLoader(self.batches, sampler=FixedRows(dealt(self.source, batches, part)), batch_size=None)
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """As :meth:`test_dataloader`."""
-        return self.test_dataloader()
+    def _part(self) -> tuple[int, int]:
+        """The number of this process, and how many share every batch.
 
-    def _loader(self, phases: Phases, order: ReadOrder) -> DataLoader[Batch]:
-        sampler = RowSampler(self.source, phases, order, self.seed, self.keep)
-        return DataLoader(self.batches, sampler=sampler, batch_size=None)
+        Raises:
+            UsageError: if several processes hold parts of one copy of the model and so must read the same rows.
+        """
+        if self.trainer is None or self.trainer.world_size == 1:
+            return 0, 1
+        copies = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", self.trainer.world_size)
+        if copies != self.trainer.world_size:
+            raise UsageError(
+                f"the strategy makes {copies} copies of the model in {self.trainer.world_size} processes, and the data "
+                "module deals its rows to all of them",
+                where="lightning.Trainer(strategy=...)",
+                fix="use 'ddp' or recdistill_lightning.FSDP2Strategy(); tensor parallelism is not supported",
+            )
+        return self.trainer.global_rank, self.trainer.world_size
 
 
 def read_labels(

@@ -15,6 +15,7 @@ from recdistill_core.batch import Batch, Scores
 from recdistill_core.errors import DataError, PluginError, UsageError
 from recdistill_core.interfaces import HistoryWindow, ServingModule, Student, TrainableTeacher
 from recdistill_core.objective import Objective
+from recdistill_core.ranks import rank_and_world, sum_over_ranks
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.trained import TrainedExamples
 
@@ -85,6 +86,13 @@ class _Module(L.LightningModule):
         """Served logits ``{task: [N]}``."""
         raise NotImplementedError
 
+    def configure_model(self) -> None:
+        """Cut the model over the processes where the strategy does that; see :mod:`recdistill_lightning.sharding`."""
+        if self.device_mesh is not None:
+            from recdistill_lightning.sharding import shard_for  # torch takes seconds to import FSDP
+
+            shard_for(self, self.device_mesh)
+
     def objective(self, task: str) -> Objective:
         """The objective of one task."""
         found = self.objectives[task]
@@ -97,8 +105,13 @@ class _Module(L.LightningModule):
         return self(batch)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the metrics of the first task on rows whose label is observed."""
+        """Update the metrics of the first task on rows whose label is observed.
+
+        Metrics gather what all processes have seen when they are computed.
+        """
         seen = batch.observed[self.task]
+        if batch.share is not None and batch.share.idle:
+            seen = torch.zeros_like(seen)
         logit = self(batch)[self.task][seen]
         for name, metric in self.measures.items():
             metric.update(logit, batch.labels[self.task][seen], batch.user_id[seen])  # type: ignore[operator]  # a torchmetrics.Metric kept in a ModuleDict
@@ -127,10 +140,26 @@ class _Module(L.LightningModule):
         parameter.register_hook(lambda gradient: gradient * free.to(gradient.device))  # type: ignore[no-untyped-call]  # torch ships it without types
         self.kept.add(name)
 
-    def _log_terms(self, task: str, terms: Mapping[str, Tensor], count: int) -> None:
-        values = {f"train/{task}/{name}": value.detach().mean() for name, value in terms.items()}
-        self.log_dict(values, batch_size=count)
-        if values and (next(iter(values.values())).device.type == "cpu" or self.global_step % LOOK_EVERY == 0):
+    def _reduced(self, batch: Batch, terms: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        """The loss of this process, of ``{task: {term: [N]}}``; logs the terms' means over the whole batch.
+
+        The mean over processes of its gradient is the gradient of the mean over all rows of the whole batch.
+        """
+        weight = _weight(batch)
+        for task, found in terms.items():
+            self._log_terms(task, found, batch)
+        loss = torch.stack([self.objective(task).reduce(found) for task, found in terms.items()]).sum()
+        return loss if weight is None else loss * weight
+
+    def _log_terms(self, task: str, terms: Mapping[str, Tensor], batch: Batch) -> None:
+        names = [f"train/{task}/{name}" for name in terms]
+        means = [value.detach().mean() for value in terms.values()]
+        if batch.share is not None and means:
+            weight = batch.share.weight(len(batch)) / batch.share.processes
+            means = list(sum_over_ranks(torch.stack(means) * weight).unbind())
+        values = dict(zip(names, means, strict=True))
+        self.log_dict(values, batch_size=len(batch))
+        if values and (means[0].device.type == "cpu" or self.global_step % LOOK_EVERY == 0):
             self._require_finite(values)
 
     def _require_finite(self, values: Mapping[str, Tensor]) -> None:
@@ -146,6 +175,24 @@ class _Module(L.LightningModule):
                 fix="lower the learning rate or clip gradients; if it is so from the first step, run the loss through "
                 "'recdistill plugins check NAME' and look at the features",
             )
+
+
+def _weight(batch: Batch) -> float | None:
+    """What to multiply the loss of this process by; None where it has the whole batch.
+
+    Raises:
+        UsageError: if there are several processes and the batch does not say what the others have.
+    """
+    if batch.share is not None:
+        return batch.share.weight(len(batch))
+    processes = rank_and_world()[1]
+    if processes > 1:
+        raise UsageError(
+            f"{processes} processes train together, and the batch does not say which whole one it is a share of",
+            where="Batch.share",
+            fix="fit with datamodule=DistillationDataModule(...), or set share=Share(ids, processes) in your batches",
+        )
+    return None
 
 
 def _require_logits(made_by: nn.Module, logits: Any, tasks: Iterable[str], count: int) -> None:
@@ -199,20 +246,19 @@ class TeacherModule(_Module):
         """Logits ``{task: [N]}``."""
         return dict(self.teacher.training_scores(batch.without_outcomes()).logits)
 
+    def scores(self, batch: Batch) -> Scores:
+        """What ``teacher.score`` gives; also of a teacher that is cut over processes, all of which must call it."""
+        return self.teacher.score(batch.without_outcomes())
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The loss, and under ``logits`` the raw logits of this very forward pass, which precede the update."""
         self.forwards += 1
-        self.trained.add(batch.example_id.cpu().numpy())
+        self.trained.add((batch.example_id if batch.share is None else batch.share.ids).cpu().numpy())
         scores: Scores = self.teacher.training_scores(batch.without_outcomes())
         _require_logits(self.teacher, scores.logits, self.objectives, len(batch))
-        losses = []
-        for task in self.objectives:
-            objective = self.objective(task)
-            terms = objective.terms({"main": scores.logits[task]}, batch)
-            self._log_terms(task, terms, len(batch))
-            losses.append(objective.reduce(terms))
+        terms = {task: self.objective(task).terms({"main": scores.logits[task]}, batch) for task in self.objectives}
         logits = {task: scores.logits[task].detach() for task in self.objectives}
-        return {"loss": torch.stack(losses).sum(), "logits": logits}
+        return {"loss": self._reduced(batch, terms), "logits": logits}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained on beside the weights."""
@@ -279,13 +325,9 @@ class StudentModule(_Module):
         heads.update({name: tower(features) for name, tower in self.auxiliary.items()})
         for logits in heads.values():
             _require_logits(self.student, logits, self.objectives, len(batch))
-        losses = []
-        for task in self.objectives:
-            objective = self.objective(task)
-            terms = objective.terms({name: logits[task] for name, logits in heads.items()}, batch)
-            self._log_terms(task, terms, len(batch))
-            losses.append(objective.reduce(terms))
-        return torch.stack(losses).sum()
+        by_head = {task: {name: logits[task] for name, logits in heads.items()} for task in self.objectives}
+        terms = {task: self.objective(task).terms(of_task, batch) for task, of_task in by_head.items()}
+        return self._reduced(batch, terms)
 
     def serving_module(self) -> ServingModule:
         """Backbone and main tower alone."""

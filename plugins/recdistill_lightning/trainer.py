@@ -32,6 +32,7 @@ class LightningTrainer:
         """See :meth:`recdistill_core.interfaces.Trainer.fit`.
 
         Raises:
+            UsageError: if Lightning would have to start the other processes: it would run the whole command again.
             RecdistillError: if training was interrupted by a signal; Lightning alone would end the process, with
                 exit code 0 after SIGTERM.
         """
@@ -48,7 +49,8 @@ class LightningTrainer:
             trainer = _trainer(
                 accelerator=config.accelerator,
                 devices=config.devices,
-                strategy=config.strategy,
+                strategy=_strategy(config.strategy),
+                num_nodes=config.num_nodes,
                 precision=config.precision,
                 gradient_clip_val=config.gradient_clip_val or None,
                 accumulate_grad_batches=config.accumulate_grad_batches,
@@ -63,6 +65,7 @@ class LightningTrainer:
                 limit_val_batches=0,
                 use_distributed_sampler=False,
             )
+            _require_started(trainer)
             stopped: SystemExit | None = None
             try:
                 trainer.fit(module, datamodule=data)
@@ -72,6 +75,27 @@ class LightningTrainer:
             raise RecdistillError(
                 f"{title} was interrupted", fix="run the same command again; finished steps are kept"
             ) from stopped
+
+
+def _strategy(name: str) -> Any:
+    """What ``L.Trainer`` takes as strategy."""
+    if name != "fsdp2":
+        return name
+    from recdistill_lightning.sharding import FSDP2Strategy  # torch takes seconds to import FSDP
+
+    return FSDP2Strategy()
+
+
+def _require_started(trainer: L.Trainer) -> None:
+    """Refuse to start processes by running the command of this one again."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.world_size > 1 and environment is not None and not environment.creates_processes_externally:
+        raise UsageError(
+            f"these settings take {trainer.world_size} processes, and this is the only one",
+            where="trainer: devices, num_nodes",
+            fix='set devices: "1", or train in several processes with a script that torchrun starts, as '
+            "docs/sharded-training.md shows; a run may read the labels that it writes",
+        )
 
 
 def _trainer(**settings: Any) -> L.Trainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,9 @@ class Run:
     Args:
         plan: the resolved configuration. out: the run directory. registry: for the store and the source.
         say: told what happens, a line at a time. progress: told how far the import is.
+
+    Raises:
+        UsageError: if a launcher has started it in several processes, each of which would write the directory.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Run:
         say: Callable[[str], None] = lambda line: None,
         progress: Progress | None = None,
     ) -> None:
+        _require_one_process()
         self.plan, self.registry, self.say, self.progress = plan, registry, say, progress
         self.directory = RunDirectory(out, plan.resolved(), plan.third_party())
         store = {"path": str(out / "labels"), **plan.config.store}
@@ -252,3 +257,15 @@ class Run:
             "steps": self._steps(),
             "exports": dict(exports),
         }
+
+
+def _require_one_process() -> None:
+    """Refuse to be one of several processes that a launcher such as torchrun has started."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count not in ("", "0", "1"):
+        raise UsageError(
+            f"this is one of {count} processes, and a run is one process: each would write the same directory",
+            where="WORLD_SIZE, as torchrun sets it",
+            fix="start it without a launcher; train in several processes with a script of your own, as "
+            "docs/sharded-training.md shows, and let a run read the labels that it writes (labels: {versions: [...]})",
+        )

@@ -215,6 +215,10 @@ class HSTUTeacher(TrainableTeacher):
         """What :meth:`save_pretrained` wrote; see :func:`recdistill_core.artefact.load_as` for the errors."""
         return load_as(folder, "hstu", HSTUConfig, cls)
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """The HSTU layers."""
+        return list(self.layers)
+
     def fingerprint(self) -> str:
         """Hex digest of weights, configuration, tasks and feature view; equal across processes."""
         return module_fingerprint(self, self.config, f"{self.schema.view_hash()}:{','.join(self.head.tasks)}")

@@ -104,7 +104,8 @@ def data_module(source: SampleSource, module: Any, rows: int = 1500, **settings:
 
 
 def fit(module: L.LightningModule, data: DistillationDataModule, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
-    """Fit with a Trainer as a user would make it, without files; returns the Trainer."""
+    """Fit with a Trainer as a user would make it, without files, on from a ``checkpoint``; returns the Trainer."""
+    checkpoint = settings.pop("checkpoint", None)
     plain: dict[str, Any] = {
         "accelerator": "cpu",
         "max_epochs": data.epochs,
@@ -119,7 +120,7 @@ def fit(module: L.LightningModule, data: DistillationDataModule, *callbacks: L.C
         # Lightning's own use of torch.utils._pytree
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)`.*")
         trainer = L.Trainer(**{**plain, **settings}, callbacks=list(callbacks))
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=None if checkpoint is None else True)
     return trainer
 
 

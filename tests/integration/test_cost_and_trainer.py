@@ -46,15 +46,17 @@ def test_the_chunked_backend_hides_no_flops(feed: ParquetSource) -> None:
     assert counts["chunked"] == pytest.approx(counts["reference"], rel=0.1)
 
 
-def test_more_than_one_process_is_refused(feed: ParquetSource) -> None:
+def test_a_strategy_whose_processes_hold_parts_of_one_copy_is_refused(feed: ParquetSource) -> None:
     data = data_module(feed, teacher_module(feed))
-    data.trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]  # stands for a Trainer of two devices
+    # stands for a Trainer whose strategy makes two copies of the model, each cut over two devices by tensors
+    trainer = SimpleNamespace(world_size=4, global_rank=0, distributed_sampler_kwargs={"num_replicas": 2, "rank": 0})
+    data.trainer = trainer  # type: ignore[assignment]  # as above
     with pytest.raises(UsageError) as caught:
         data.train_dataloader()
     assert str(caught.value) == (
-        "the data module feeds one process, and this run has 2\n"
-        "  where: lightning.Trainer(devices=..., num_nodes=...)\n"
-        "  to do: train on one device; rows are not sharded over processes yet"
+        "the strategy makes 2 copies of the model in 4 processes, and the data module deals its rows to all of them\n"
+        "  where: lightning.Trainer(strategy=...)\n"
+        "  to do: use 'ddp' or recdistill_lightning.FSDP2Strategy(); tensor parallelism is not supported"
     )
 
 

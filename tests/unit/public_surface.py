@@ -35,6 +35,7 @@ MODULES = (
     "recdistill_core.label_choice",
     "recdistill_core.labels",
     "recdistill_core.objective",
+    "recdistill_core.ranks",
     "recdistill_core.rawlog",
     "recdistill_core.registry",
     "recdistill_core.sampler",

@@ -1,0 +1,142 @@
+"""Checkpoints that every process writes its part of, and that any number of processes reads again.
+
+A checkpoint is a folder: the tensors of weights and optimisers as safetensors, a file per process, and ``meta.pt`` with
+the rest (step, epoch, callbacks, what was trained on). Nothing in it can run code: ``meta.pt`` is read by
+``torch.load(weights_only=True)``, and torch's own index of such a folder, which is a pickle, is not written.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.optim import Optimizer
+
+from recdistill_core.errors import IntegrityError
+from recdistill_core.files import sync, sync_tree
+from recdistill_core.ranks import rank_and_world
+
+META = "meta.pt"
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def save_sharded(path: Path, module: nn.Module, optimizers: Sequence[Optimizer], rest: Mapping[str, Any]) -> None:
+    """Write a checkpoint; the folder ``path`` is there whole or not at all. All processes must call it.
+
+    Args:
+        path: the same in every process, on a file system that all of them see; replaced where it exists.
+        module: the model, sharded or not. optimizers: its optimisers.
+        rest: tensors and plain values; those of the first process are kept.
+    """
+    first = rank_and_world()[0] == 0
+    scratch = path.with_name(f".{path.name}.part")
+    if first:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+    _wait()
+    tensors, values = _parts(module, optimizers)
+    writer = HuggingFaceStorageWriter(str(scratch), save_distributed=True)
+    with _quiet():
+        save(tensors, storage_writer=writer)
+    _wait()
+    if first:
+        sizes = {file.name: file.stat().st_size for file in scratch.iterdir()}
+        torch.save({"rest": dict(rest), "values": values, "files": sizes}, scratch / META)
+        sync_tree(scratch)
+        if path.is_dir():
+            shutil.rmtree(path)
+        scratch.replace(path)
+        sync(path.parent)
+    _wait()
+
+
+def load_sharded(path: Path, module: nn.Module, optimizers: Sequence[Optimizer] = ()) -> dict[str, Any]:
+    """Read a checkpoint into a model and its optimisers, sharded or not; returns the ``rest`` of :func:`save_sharded`.
+
+    All processes must call it; they need not be as many as have written it.
+
+    Raises:
+        IntegrityError: if it is damaged or incomplete, or of another model.
+    """
+    meta = _meta(path)
+    for name, size in meta["files"].items():
+        if not (path / name).is_file() or (path / name).stat().st_size != size:
+            raise _damaged(path, f"{name} is absent or was cut off")
+    tensors, values = _parts(module, optimizers)
+    try:
+        with _quiet():
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+    except (CheckpointException, safetensors.SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        raise _damaged(path, f"its tensors cannot be read: {' '.join(str(error).split())[:300]}") from error
+    values = {**values, **meta["values"]}
+    set_model_state_dict(module, _under("model.", tensors))
+    for number, optimizer in enumerate(optimizers):
+        state = _under(f"optimizer{number}.", {**tensors, **values})
+        set_optimizer_state_dict(module, optimizer, state, options=FLAT)
+    rest: dict[str, Any] = meta["rest"]
+    return rest
+
+
+def _parts(module: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and plain values of model and optimisers, by one flat name each."""
+    found: dict[str, Any] = {f"model.{name}": value for name, value in get_model_state_dict(module).items()}
+    for number, optimizer in enumerate(optimizers):
+        state = get_optimizer_state_dict(module, optimizer, options=FLAT)
+        found |= {f"optimizer{number}.{name}": value for name, value in state.items()}
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in found.items() if name not in tensors}
+
+
+def _under(prefix: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries whose name starts with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = torch.load(path / META, map_location="cpu", weights_only=True)
+        if not {"rest", "values", "files"} <= found.keys():
+            raise ValueError("it was written by something else")
+        return found
+    except (OSError, RuntimeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        raise _damaged(path, f"{META} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def _damaged(path: Path, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"the sharded checkpoint cannot be used: {what}",
+        where=str(path),
+        fix="go on from an earlier checkpoint, or, if it is of another model, build the model that it was saved from",
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that there is one process; it has no other way to be told so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+def _wait() -> None:
+    if rank_and_world()[1] > 1:
+        distributed.barrier()

@@ -1,0 +1,69 @@
+"""The example of sharded training as torchrun runs it, and where several processes are refused."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pipeline_cases import Verb, config, data_module, environment, refused, teacher_module, write_config
+from safetensors.torch import load_file
+
+from recdistill_core.config import make
+from recdistill_core.errors import UsageError
+from recdistill_core.registry import installed
+from recdistill_lightning import TrainerConfig
+from recdistill_parquet.dataset import ParquetSource
+from recdistill_parquet.labels import ParquetLogitStore
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train_sharded.py"
+
+
+@pytest.mark.slow
+def test_the_example_runs_under_torchrun(feed_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(feed_path, tmp_path / "dataset")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, str(EXAMPLE), str(tmp_path / "dataset")],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    (made,) = ParquetLogitStore(tmp_path / "labels").versions()
+    assert made.count == 2400
+    assert done.stdout.count(f"version {made.version}, 2400 labels") == 1
+    assert "teacher.layers.0.project.weight" in load_file(tmp_path / "teacher.safetensors")
+    (newest,) = (tmp_path / "checkpoints").iterdir()
+    assert (newest / "meta.pt").is_file()
+
+
+def test_a_run_refuses_to_be_one_of_several_processes(
+    feed_path: Path, recdistill: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    path = write_config(tmp_path / "run.yaml", config(feed_path))
+    done = recdistill("run", path, "--out", tmp_path / "out", "--json")
+    refused(done, "UsageError", "this is one of 2 processes, and a run is one process", "docs/sharded-training.md")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_trainer_does_not_start_the_command_again(feed: ParquetSource, tmp_path: Path) -> None:
+    module = teacher_module(feed)
+    trainer = make(installed(), "trainer", {"name": "lightning", "accelerator": "cpu", "devices": "2"})
+    with pytest.raises(UsageError, match="these settings take 2 processes, and this is the only one") as caught:
+        trainer.fit(module, data_module(feed, module), epochs=1, callbacks=[], out=tmp_path, title="teacher")
+    assert "a script that torchrun starts" in str(caught.value)
+
+
+def test_the_trainers_strategies_are_named() -> None:
+    with pytest.raises(ValueError, match=r"strategy must be one of auto, ddp, .*fsdp2; got 'fsdp'") as caught:
+        TrainerConfig(strategy="fsdp")
+    assert "fsdp2" in str(caught.value)
+    with pytest.raises(ValueError, match="num_nodes must be >= 1, got 0"):
+        TrainerConfig(num_nodes=0)
