@@ -63,6 +63,8 @@ KUAIRAND: dict[str, tuple[str, ...]] = {
     "1 layer": ("layers=1",),
     "4 layers": ("layers=4",),
     "width 128, 4 layers": ("width=128", "layers=4"),
+    "hf, llama": ("name=hf", "architecture=llama", "backend=chunked"),
+    "hf, qwen3": ("name=hf", "architecture=qwen3", "backend=chunked"),
 }
 LONG: dict[str, tuple[str, ...]] = {
     BASE: (),
@@ -94,10 +96,11 @@ class TeacherStudy(Study):
         out.mkdir(parents=True, exist_ok=True)
 
     def plan_of(self, arm: str) -> Plan:
-        """The run's plan with the arm's teacher."""
-        return make_plan(
-            load_yaml(self.run / "config.yaml", [f"teacher.{change}" for change in self.arms[arm]]), installed()
-        )
+        """The run's plan with the arm's teacher; another teacher drops settings that it does not have."""
+        plain = load_yaml(self.run / "config.yaml", [f"teacher.{change}" for change in self.arms[arm]])
+        known = installed().get("teacher", plain["teacher"]["name"]).component.config.__dataclass_fields__
+        plain["teacher"] = {key: value for key, value in plain["teacher"].items() if key == "name" or key in known}
+        return make_plan(plain, installed())
 
     def train(self, only: str, seeds: tuple[int, ...]) -> None:
         """Train the teachers that are not there yet, one seed after the other."""
