@@ -15,8 +15,9 @@ from recdistill_core.batch import Batch, Scores
 from recdistill_core.errors import DataError, PluginError, UsageError
 from recdistill_core.interfaces import HistoryWindow, ServingModule, Student, TrainableTeacher
 from recdistill_core.objective import Objective
-from recdistill_core.ranks import rank_and_world, sum_over_ranks
+from recdistill_core.ranks import sum_over_ranks
 from recdistill_lightning.data import DistillationDataModule
+from recdistill_lightning.shares import loss_weight
 from recdistill_lightning.trained import TrainedExamples
 
 TRAINED_ON = "recdistill_trained_on"
@@ -145,7 +146,7 @@ class _Module(L.LightningModule):
 
         The mean over processes of its gradient is the gradient of the mean over all rows of the whole batch.
         """
-        weight = _weight(batch)
+        weight = loss_weight(batch)
         for task, found in terms.items():
             self._log_terms(task, found, batch)
         loss = torch.stack([self.objective(task).reduce(found) for task, found in terms.items()]).sum()
@@ -175,24 +176,6 @@ class _Module(L.LightningModule):
                 fix="lower the learning rate or clip gradients; if it is so from the first step, run the loss through "
                 "'recdistill plugins check NAME' and look at the features",
             )
-
-
-def _weight(batch: Batch) -> float | None:
-    """What to multiply the loss of this process by; None where it has the whole batch.
-
-    Raises:
-        UsageError: if there are several processes and the batch does not say what the others have.
-    """
-    if batch.share is not None:
-        return batch.share.weight(len(batch))
-    processes = rank_and_world()[1]
-    if processes > 1:
-        raise UsageError(
-            f"{processes} processes train together, and the batch does not say which whole one it is a share of",
-            where="Batch.share",
-            fix="fit with datamodule=DistillationDataModule(...), or set share=Share(ids, processes) in your batches",
-        )
-    return None
 
 
 def _require_logits(made_by: nn.Module, logits: Any, tasks: Iterable[str], count: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from recdistill_core.batch import Batch, Share
+from recdistill_core.errors import UsageError
 from recdistill_core.ranks import rank_and_world
 
 
@@ -50,6 +51,24 @@ def share_of(batch: Batch) -> Batch:
     found = deal(np.arange(len(batch)), *columns, rank, processes)
     part = batch.rows(torch.from_numpy(found.rows).to(batch.example_id.device))
     return replace(part, share=Share(batch.example_id.cpu(), processes, found.idle))
+
+
+def loss_weight(batch: Batch) -> float | None:
+    """What to multiply the loss of this process by; None where it has the whole batch.
+
+    Raises:
+        UsageError: if there are several processes and the batch does not say what the others have.
+    """
+    if batch.share is not None:
+        return batch.share.weight(len(batch))
+    processes = rank_and_world()[1]
+    if processes > 1:
+        raise UsageError(
+            f"{processes} processes train together, and the batch does not say which whole one it is a share of",
+            where="Batch.share",
+            fix="fit with datamodule=DistillationDataModule(...), or set share=Share(ids, processes) in your batches",
+        )
+    return None
 
 
 def cuts(user: NDArray[np.int64], request: NDArray[np.int64], processes: int) -> NDArray[np.int64]:
