@@ -16,9 +16,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from recdistill_core.batch import History
+from recdistill_core.ranks import rank_and_world, sum_over_ranks
 
 #: The least share of its area to which a rank thins where histories that stayed whole have used up what it expected.
 LEAST = 0.25
@@ -82,11 +82,11 @@ def balanced_area(lengths: Tensor, area: float) -> float:
     Without a distributed run that is ``area`` itself. A process whose histories are too short for its share keeps all
     of them whole.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    world = rank_and_world()[1]
+    if world == 1:
         return area
-    share = torch.tensor([expected_area(lengths, area)], dtype=torch.float64, device=lengths.device)
-    dist.all_reduce(share)
-    return area_for(lengths, float(share) / dist.get_world_size())
+    expected = torch.tensor([expected_area(lengths, area)], dtype=torch.float64)
+    return area_for(lengths, float(sum_over_ranks(expected)) / world)
 
 
 def area_for(lengths: Tensor, target: float) -> float:
