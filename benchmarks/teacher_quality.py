@@ -129,7 +129,6 @@ class TeacherStudy(Study):
         part = self.path(arm, seed).with_suffix(".part")
         with part.open("wb") as file:
             np.save(file, logit[self.seen].astype(np.float32))
-        part.replace(self.path(arm, seed))
         embedding = sum(
             weight.numel() for name, weight in module.named_parameters() if "table" in name or "features" in name
         )
@@ -138,6 +137,7 @@ class TeacherStudy(Study):
         line = {"arm": arm, "seed": seed, "parameters": total, "dense": total - embedding, "seconds": seconds}
         with (self.out / "teachers.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+        part.replace(self.path(arm, seed))  # last: a teacher that is there has its line
         print(json.dumps(line), flush=True)
 
     def path(self, arm: str, seed: int) -> Path:
@@ -153,7 +153,6 @@ class TeacherStudy(Study):
         """One row per arm that has a seed which the base has too: metrics, and the gain over the base, paired."""
         base, rows = self.found(BASE), []
         label, user = self.label[self.seen], self.user[self.seen]
-        facts = [json.loads(line) for line in (self.out / "teachers.jsonl").read_text().splitlines()]
         metrics = {name: entry.build(BuildContext()) for name, entry in self.base.metrics.items()}
         for arm in self.arms:
             found = self.found(arm)
@@ -161,9 +160,9 @@ class TeacherStudy(Study):
             if not seeds:
                 continue
             mine, theirs = [found[seed] for seed in seeds], [base[seed] for seed in seeds]
-            row: dict[str, Any] = {"arm": arm, "seeds": len(seeds)}
-            row["dense"] = next(line["dense"] for line in facts if line["arm"] == arm)
-            row["seconds"] = float(np.median([line["seconds"] for line in facts if line["arm"] == arm]))
+            facts = [json.loads(line) for line in (self.out / "teachers.jsonl").read_text().splitlines()]
+            known = [line for line in facts if line["arm"] == arm]
+            row: dict[str, Any] = {"arm": arm, "seeds": len(seeds), "dense": known[-1]["dense"]}
             for name, metric in metrics.items():
                 eta = transferability(metric, label, user, theirs, mine, mine, seed=BOOTSTRAP_SEED)
                 row[name], row[f"{name} gain"] = eta.teacher, eta.gain
