@@ -30,7 +30,7 @@ class Layer(NamedTuple):
 
 
 def layer(model: Model, work: Workload, depth: Depth, checkpointing: str) -> Layer:
-    """One layer's activations; ``checkpointing`` is one of the teacher's :data:`recdistill_hstu.config.CHECKPOINTING`."""
+    """One layer's activations; ``checkpointing`` is one of :data:`recdistill_hstu.config.CHECKPOINTING`."""
     size, width = widths(work), model.config.width
     tokens, queries = _tokens(work, depth)
     everything = saved(model, work, depth)

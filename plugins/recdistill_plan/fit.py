@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from recdistill_hstu.config import CHECKPOINTING
 from recdistill_plan import flops
 from recdistill_plan.cluster import Cluster
 from recdistill_plan.memory import Memory, estimate
 from recdistill_plan.parameters import count
-from recdistill_hstu.config import CHECKPOINTING
 from recdistill_plan.sizes import STRATEGIES, Model, Workload, widths
 
 #: The largest cluster that is looked at.
