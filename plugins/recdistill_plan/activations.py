@@ -88,12 +88,13 @@ def outside(model: Model, work: Workload) -> float:
 
 def scoring(model: Model, work: Workload) -> float:
     """Bytes that autograd keeps of the head; they come after the layers' forward pass, and go before their backward."""
-    config = model.config
-    head, features = model.head_width(), model.head_width() - 2 * config.width
+    config, head = model.config, model.head_width()
     cross = 2 * head + (config.cross_rank if model.narrow_crosses() else 0)
-    row = 4 * config.width + 2 * features + 2 * head + config.cross_layers * cross + head + config.width
-    row += 2 * sum(config.hidden)
-    return float(work.examples * row * widths(work).outer)
+    deep = [head + config.width, *config.hidden]
+    row = 3 * config.width + config.cross_layers * cross + head + deep[-1] + (sum(deep) if config.hidden else 0)
+    row += 4  # mean and deviation of the two LayerNorms
+    _, read = _tokens(work, depths(model, work.length, work.rows)[-1])
+    return float((read * config.width + work.examples * row) * widths(work).outer)
 
 
 def casts(model: Model, work: Workload, checkpointing: str) -> float:

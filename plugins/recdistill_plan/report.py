@@ -131,7 +131,7 @@ def tables(data: dict[str, Any]) -> Iterator[Table]:
 
 
 def _recompute(way: dict[str, Any]) -> str:
-    return way["checkpointing"] + (" *" if way["configured"] else "")
+    return f"{way['checkpointing']} *" if way["configured"] else str(way["checkpointing"])
 
 
 def verdict(data: dict[str, Any]) -> Iterator[str]:

@@ -144,7 +144,22 @@ def test_autograd_keeps_of_a_whole_teacher_what_the_formula_says(checkpointing: 
         torch.stack(list(logits.values())).sum()
     found = depths(model, work.length, work.rows)
     layers = sum(depth.layers * layer(model, work, depth, checkpointing).kept for depth in found)
-    assert kept.bytes == pytest.approx(layers + scoring(model, work), rel=0.03)
+    assert kept.bytes == layers + scoring(model, work)
+
+
+@pytest.mark.parametrize("rows", [1, 10, 50])
+@pytest.mark.parametrize(
+    "changes", [{}, {"hidden": ()}, {"hidden": (8,)}, {"cross_rank": 0}, {"cross_layers": 0}], ids=str
+)
+def test_autograd_keeps_of_the_head_what_the_formula_says(changes: dict[str, object], rows: int) -> None:
+    model, work = model_of(layers=1, checkpointing="full", **changes), Workload(2, 40, rows, "32-true", on_cpu=True)
+    teacher = HSTUTeacher(model.config, SCHEMA, SCHEMA.tasks)
+    kept = Kept(teacher, "full")
+    with kept:
+        logits = teacher.training_scores(batch_of(work)).logits
+        torch.stack(list(logits.values())).sum()
+    (last,) = depths(model, work.length, work.rows)
+    assert kept.bytes == layer(model, work, last, "full").kept + scoring(model, work)
 
 
 @pytest.mark.slow
