@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
 from typing import Any
 
 import plan_ranks
@@ -18,7 +17,6 @@ import torch
 from bench_teacher import SCHEMA, batch_of
 from reporting import in_fresh_process, parser, peak_megabytes, show
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.teacher import HSTUTeacher
@@ -37,20 +35,28 @@ CASES: dict[str, tuple[dict[str, Any], int, int, int, str, str]] = {
         {"layers": 4, "width": 64, "heads": 2, "attend_recent": 1024, "attend_oldest": 128}, 2, 8192, 20,
         "32-true", "none",
     ),
+    "long, truncated": (
+        {"layers": 6, "width": 128, "heads": 4, "truncate_layers": 4, "truncate_length": 1024}, 1, 4096, 20,
+        "32-true", "none",
+    ),
     "many rows": ({"layers": 2, "width": 64, "heads": 2}, 16, 256, 200, "32-true", "none"),
+    "deep, selective checkpointing": ({"layers": 10, "width": 128, "heads": 4}, 4, 512, 20, "32-true", "selective"),
+    "wide, selective checkpointing": (
+        {"layers": 4, "width": 512, "heads": 8}, 2, 1024, 20, "32-true", "selective",
+    ),
+    "long, selective, softmax": (
+        {"layers": 8, "width": 128, "heads": 4, "attention": "softmax"}, 1, 4096, 20, "32-true", "selective",
+    ),
     "deep, full checkpointing": ({"layers": 10, "width": 128, "heads": 4}, 4, 512, 20, "32-true", "full"),
     "wide, full checkpointing": ({"layers": 4, "width": 512, "heads": 8}, 2, 1024, 20, "32-true", "full"),
 }  # fmt: skip
 STEPS = 2
 
 
-def train(config: HSTUConfig, histories: int, length: int, rows: int, precision: str, checkpointing: str) -> None:
+def train(config: HSTUConfig, histories: int, length: int, rows: int, precision: str) -> None:
     """Some steps as Lightning makes them: the gradients of a step go when the next one's forward pass is over."""
     torch.manual_seed(0)
     teacher = HSTUTeacher(config, SCHEMA, SCHEMA.tasks)
-    if checkpointing == "full":
-        for layer in teacher.layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     optimiser = torch.optim.AdamW(teacher.parameters(), fused=True)
     owners = [owner for owner in range(histories) for _ in range(rows)]
     batch = batch_of([length] * histories, owners, list(range(length - rows + 1, length + 1)) * histories)
@@ -71,10 +77,11 @@ def config_of(settings: dict[str, Any], length: int) -> HSTUConfig:
 def measured(name: str) -> float:
     """10^6 bytes that some steps of a case add to a process which has loaded its libraries; call it in a fresh one."""
     settings, histories, length, rows, precision, checkpointing = CASES[name]
-    small = {**settings, "layers": 2, "width": 8 * settings["heads"]}
-    train(config_of(small, 32), 2, 32, 4, precision, checkpointing)
+    settings = {**settings, "checkpointing": checkpointing}
+    small = {**settings, "layers": 2, "width": 8 * settings["heads"], "truncate_layers": 0, "truncate_length": 0}
+    train(config_of(small, 32), 2, 32, 4, precision)
     config = config_of(settings, length)
-    return 1.024**2 * peak_megabytes(lambda: train(config, histories, length, rows, precision, checkpointing))
+    return 1.024**2 * peak_megabytes(lambda: train(config, histories, length, rows, precision))
 
 
 def compare(name: str) -> dict[str, object]:
@@ -134,6 +141,7 @@ def main() -> None:
             "Peak memory of each of two ranks: planned and measured": [
                 sharded("ddp", "none"),
                 sharded("fsdp2", "none"),
+                sharded("fsdp2", "selective"),
                 sharded("fsdp2", "full"),
             ],
         },

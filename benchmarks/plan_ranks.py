@@ -10,7 +10,6 @@ import os
 import socket
 import subprocess
 import sys
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from recdistill_core.batch import Batch
 from recdistill_hstu.config import HSTUConfig
@@ -43,14 +41,11 @@ class Logits(nn.Module):
         return self.teacher.training_scores(batch).logits["click"]
 
 
-def train(config: HSTUConfig, histories: int, strategy: str, checkpointing: str) -> None:
+def train(config: HSTUConfig, histories: int, strategy: str) -> None:
     """Two steps of this rank."""
     torch.manual_seed(0)
     teacher = HSTUTeacher(config, SCHEMA, SCHEMA.tasks)
     model: nn.Module = Logits(teacher)
-    for layer in teacher.layers:
-        if checkpointing == "full":
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     if strategy == "ddp":
         model = DistributedDataParallel(model)
     else:
@@ -95,9 +90,10 @@ def of_all_ranks(strategy: str, checkpointing: str) -> list[float]:
 def main() -> None:
     strategy, checkpointing, port, rank = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=RANKS)
-    train(config_of(32, {**SETTINGS, "layers": 2, "width": 64}), 2, strategy, checkpointing)
-    config = config_of(EVENTS, SETTINGS)
-    peak = peak_megabytes(lambda: train(config, HISTORIES, strategy, checkpointing))
+    settings = {**SETTINGS, "checkpointing": checkpointing}
+    train(config_of(32, {**settings, "layers": 2, "width": 64}), 2, strategy)
+    config = config_of(EVENTS, settings)
+    peak = peak_megabytes(lambda: train(config, HISTORIES, strategy))
     print(json.dumps(peak * 1.024**2))
     dist.destroy_process_group()
 

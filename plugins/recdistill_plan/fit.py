@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from recdistill_hstu.config import CHECKPOINTING
 from recdistill_plan import flops
-from recdistill_plan.activations import widths
 from recdistill_plan.cluster import Cluster
 from recdistill_plan.memory import Memory, estimate
 from recdistill_plan.parameters import count
-from recdistill_plan.sizes import CHECKPOINTING, STRATEGIES, Model, Workload
+from recdistill_plan.sizes import STRATEGIES, Model, Workload, widths
 
 #: The largest cluster that is looked at.
 MOST_GPUS = 1 << 16
@@ -22,7 +22,7 @@ class Way:
     """One way to train: a strategy with or without activation checkpointing, on the cluster as it is.
 
     Attributes:
-        strategy, checkpointing: of ``STRATEGIES`` and ``CHECKPOINTING``.
+        strategy, checkpointing: of ``STRATEGIES`` and of the teacher's ``CHECKPOINTING``.
         memory: of one GPU. fits: whether it fits there.
         fewest: GPUs from which on it fits; None: from no number on. alone: it fits on one GPU and, for the buckets that
             more of them need, not on two.

@@ -2,7 +2,8 @@
 
 A layer of width ``D`` multiplies each token by five ``D x D`` matrices (U, V, Q, K and the output), and for each pair
 of a token and an event that it attends to, a query by a key and a weight by a value: ``4 D`` operations. The last layer
-computes U, Q and the output only for the tokens that the head reads. A backward pass takes twice the forward one.
+computes U, Q and the output only for the tokens that the head reads, and the one before truncated layers only for those
+that these read. A backward pass takes twice the forward one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def count(model: Model, work: Workload) -> Flops:
     """The operations for one history of ``work``, in expectation over stochastic length."""
     projections = attention = 0.0
     for share, length in kept(model, work.length):
-        for depth in depths(model, length):
+        for depth in depths(model, length, work.rows):
             projections += share * depth.layers * _projections(model, work, depth)
             attention += share * depth.layers * 4 * model.config.width * pairs(model, work, depth)
     return Flops(projections, attention, work.rows * _head(model))
@@ -51,7 +52,7 @@ def recomputed(model: Model, work: Workload, checkpointing: str) -> float:
         return 0.0
     total = 0.0
     for share, length in kept(model, work.length):
-        for depth in depths(model, length):
+        for depth in depths(model, length, work.rows):
             again = _inputs(model, work, depth)
             if checkpointing == "full":
                 again += 4 * model.config.width * pairs(model, work, depth)
@@ -60,9 +61,12 @@ def recomputed(model: Model, work: Workload, checkpointing: str) -> float:
 
 
 def kept(model: Model, length: int) -> list[tuple[float, int]]:
-    """``(probability, events kept)`` of a history in training, by stochastic length (arXiv 2402.17152, section 3.3)."""
+    """``(probability, events kept)`` of a history in training, by stochastic length (arXiv 2402.17152, section 3.3).
+
+    Balanced or not: balance evens out the ranks' load and leaves its expectation.
+    """
     alpha, limit = model.config.stochastic_length, model.config.max_length
-    most = int(limit ** (alpha / 2)) if alpha else limit
+    most = int((limit**alpha) ** 0.5 + 1e-9) if alpha else limit  # as recdistill_hstu.stochastic rounds it
     if not alpha or length <= most:
         return [(1.0, length)]
     whole = min(1.0, limit**alpha / length**2)
@@ -79,18 +83,13 @@ def seen(model: Model, visible: int) -> int:
 
 def pairs(model: Model, work: Workload, depth: Depth) -> int:
     """Pairs of a token and a key in one layer for one history; a candidate attends to itself, too."""
-    ends = work.ends(depth.length)
-    rows = sum(seen(model, end) + 1 for end in ends)
-    if depth.last:
-        return rows + sum(seen(model, end) for end in {*ends} - {0})
-    return rows + sum(seen(model, place + 1) for place in range(depth.length))
+    rows = sum(seen(model, end) + 1 for end in work.ends(depth.length))
+    return rows + sum(seen(model, place + 1) for place in range(depth.length - depth.newest, depth.length))
 
 
 def asked(work: Workload, depth: Depth) -> int:
-    """Tokens of one history that a layer computes: all, or the rows and their newest events."""
-    if not depth.last:
-        return depth.length + work.rows
-    return work.rows + len({*work.ends(depth.length)} - {0})
+    """Tokens of one history that a layer computes."""
+    return depth.newest + work.rows
 
 
 def _inputs(model: Model, work: Workload, depth: Depth) -> float:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from recdistill_plan.activations import Layer, casts, layer, outside, scoring, widths
+from recdistill_plan.activations import Layer, casts, layer, outside, scoring
 from recdistill_plan.parameters import count
-from recdistill_plan.sizes import Depth, Model, Workload, depths
+from recdistill_plan.sizes import Depth, Model, Workload, depths, widths
 
 
 class Memory(NamedTuple):
@@ -61,7 +61,7 @@ def moments(model: Model, work: Workload, strategy: str, checkpointing: str, gpu
         gathered += state * (parameters.head + parameters.tables + 2 * parameters.layer)
     elif gpus > 1:
         gathered += weights
-    stages = [(depth, layer(model, work, depth, checkpointing)) for depth in depths(model, work.length)]
+    stages = [(depth, layer(model, work, depth, checkpointing)) for depth in depths(model, work.length, work.rows)]
     beside = outside(model, work)
     everything = beside + sum(depth.layers * cost.kept for depth, cost in stages)
 

@@ -8,11 +8,9 @@ ULTRA-HSTU's means (arXiv 2602.16986) with round numbers. They are starting poin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from recdistill_core.errors import UsageError, suggest
-from recdistill_hstu import HSTUConfig
 
 #: name -> settings of the teacher ``hstu``.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -22,32 +20,32 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "hstu-10m": {
         "layers": 13, "width": 384, "heads": 6, "max_length": 4096, "history_stride": 1024,
-        "hidden": [256, 128], "score_budget": 1 << 22,
+        "hidden": [256, 128],
     },
     "hstu-100m": {
         "layers": 18, "width": 1024, "heads": 16, "max_length": 8192, "history_stride": 2048,
-        "hidden": [1024, 256], "attend_recent": 2048, "attend_oldest": 256, "score_budget": 1 << 24,
+        "hidden": [1024, 256], "attend_recent": 2048, "attend_oldest": 256,
     },
     "hstu-1b": {
         "layers": 47, "width": 2048, "heads": 32, "max_length": 20_000, "history_stride": 5000,
-        "hidden": [1024, 512], "attend_recent": 4096, "attend_oldest": 512, "score_budget": 1 << 25,
+        "hidden": [1024, 512], "attend_recent": 4096, "attend_oldest": 512, "score_budget": 1 << 21,
         "truncate_layers": 32, "truncate_length": 4096,
     },
     "hstu-7b": {
         "layers": 83, "width": 4096, "heads": 32, "max_length": 20_000, "history_stride": 5000,
-        "hidden": [2048, 1024], "attend_recent": 4096, "attend_oldest": 512, "score_budget": 1 << 25,
+        "hidden": [2048, 1024], "attend_recent": 4096, "attend_oldest": 512, "score_budget": 1 << 21,
         "truncate_layers": 56, "truncate_length": 4096,
     },
     "hstu-24b": {
         "layers": 71, "width": 8192, "heads": 64, "max_length": 20_000, "history_stride": 5000,
-        "hidden": [2048, 1024], "attend_recent": 4096, "attend_oldest": 512, "score_budget": 1 << 26,
+        "hidden": [2048, 1024], "attend_recent": 4096, "attend_oldest": 512, "score_budget": 1 << 22,
         "truncate_layers": 48, "truncate_length": 4096,
     },
 }  # fmt: skip
 
 
 def preset(name: str) -> dict[str, Any]:
-    """A preset's settings. Those that the installed teacher does not know are left out.
+    """A preset's settings.
 
     Raises:
         UsageError: if there is no such preset.
@@ -58,5 +56,4 @@ def preset(name: str) -> dict[str, Any]:
             where="--preset",
             fix=f"choose one of {', '.join(PRESETS)}",
         )
-    known = {entry.name for entry in fields(HSTUConfig)}
-    return {key: value for key, value in PRESETS[name].items() if key in known}
+    return dict(PRESETS[name])

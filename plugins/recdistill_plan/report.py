@@ -9,7 +9,6 @@ from typing import Any
 from rich.table import Table
 
 from recdistill_plan import flops
-from recdistill_plan.activations import enough_budget, tiled
 from recdistill_plan.cluster import Cluster
 from recdistill_plan.fit import Way, best, dominant, remedies
 from recdistill_plan.parameters import count
@@ -30,7 +29,12 @@ def answer(
     """Everything that the tables say, and the settings that led to it."""
     parameters, once = count(model), flops.count(model, work)
     rows = [
-        {**asdict(way), "memory": {**way.memory._asdict(), "peak": way.memory.peak}, "step": _step(way)}
+        {
+            **asdict(way),
+            "memory": {**way.memory._asdict(), "peak": way.memory.peak},
+            "step": _step(way),
+            "configured": way.checkpointing == model.config.checkpointing,
+        }
         for way in found
     ]
     chosen = best(found)
@@ -61,11 +65,11 @@ def answer(
 
 
 def _notes(model: Model, work: Workload) -> Iterator[str]:
-    enough = enough_budget(model, work)
-    if tiled(model.config) and 4 * model.config.score_budget < enough:
+    layers, most = model.config.truncate_layers, model.config.truncate_length
+    if layers and most < work.length:
         yield (
-            f"score_budget={model.config.score_budget} cuts attention into low tiles, slow and with much to index; "
-            f"{enough} makes them whole"
+            f"the last {layers} layers are planned with {most:,} events of each history, the most that they see; where "
+            "their window starts decides, and half of that is the least"
         )
 
 
@@ -114,21 +118,26 @@ def tables(data: dict[str, Any]) -> Iterator[Table]:
         told = "yes" if way["fits"] else "no"
         smallest = "never" if way["fewest"] is None else f"{way['fewest']:,}"
         smallest = "1 alone" if way["alone"] else smallest
-        table.add_row(way["strategy"], way["checkpointing"], *parts, f"{memory['peak'] / 1e9:,.1f}", told, smallest)
+        table.add_row(way["strategy"], _recompute(way), *parts, f"{memory['peak'] / 1e9:,.1f}", told, smallest)
     yield table
     table = _table("time", "recompute", "step, s", "by", "examples/s", "events/s", "days")
     for way in data["ways"]:
         if way["fits"]:
             by = "compute" if way["compute"] >= way["communication"] else "link"
             rates = [short(way["examples"]), short(way["tokens"])]
-            table.add_row(way["strategy"], way["checkpointing"], f"{way['step']:.3g}", by, *rates, _days(way["days"]))
+            table.add_row(way["strategy"], _recompute(way), f"{way['step']:.3g}", by, *rates, _days(way["days"]))
     if table.rows:
         yield table
+
+
+def _recompute(way: dict[str, Any]) -> str:
+    return f"{way['checkpointing']} *" if way["configured"] else str(way["checkpointing"])
 
 
 def verdict(data: dict[str, Any]) -> Iterator[str]:
     """Which way to go, or what stands in the way."""
     chosen = data["best"]
+    yield "* the teacher's own checkpointing; another is a setting of it"
     yield from (f"note: {note}" for note in data["notes"])
     way = next(way for way in data["ways"] if all(way[key] == value for key, value in chosen.items()))
     name = f"{chosen['strategy']}, checkpointing {chosen['checkpointing']}"

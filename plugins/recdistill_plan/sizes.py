@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from recdistill_hstu import HSTUConfig
 #: Lightning's names: weights and states in float32; activations in bfloat16 besides; all of it in bfloat16.
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 STRATEGIES = ("ddp", "fsdp2")
-CHECKPOINTING = ("none", "selective", "full")
+FLOAT32 = 4
 
 
 @dataclass(frozen=True)
@@ -27,16 +26,6 @@ class Model:
     config: HSTUConfig
     schema: Schema
     tasks: tuple[str, ...]
-
-    @property
-    def truncate_layers(self) -> int:
-        """How many of the last layers compute the newest events only (``N2`` of ULTRA-HSTU)."""
-        return int(getattr(self.config, "truncate_layers", 0))
-
-    @property
-    def truncate_length(self) -> int:
-        """How many of the newest events those layers compute (``L'``)."""
-        return int(getattr(self.config, "truncate_length", 0))
 
     def head_features(self) -> list[str]:
         """Vocabularies of the categorical features that the head reads, in order."""
@@ -90,21 +79,61 @@ class Workload:
         return [max(0, length - back) for back in range(self.rows)]
 
 
+class Bytes(NamedTuple):
+    """Bytes of an element: ``state`` of a weight, its gradient or a state of the optimiser; ``inner`` of what matrix
+    products take and give; ``outer`` of the sum that runs from layer to layer; ``normal`` of what LayerNorm takes."""
+
+    state: int
+    inner: int
+    outer: int
+    normal: int
+
+
+def widths(work: Workload) -> Bytes:
+    """The element sizes of a precision. Autocast computes LayerNorm in float32, but for on a CPU."""
+    if work.precision == "32-true":
+        return Bytes(4, 4, 4, 4)
+    if work.precision == "bf16-true":
+        return Bytes(2, 2, 2, 2)
+    return Bytes(4, 2, 4, 2 if work.on_cpu else 4)
+
+
 class Depth(NamedTuple):
-    """``layers`` equal layers over ``length`` events of each history; ``last`` is the one that the head reads."""
+    """Equal layers.
+
+    Attributes:
+        layers: how many, >= 1.
+        length: events of each history that they attend to.
+        newest: how many of the newest of these they compute, besides the rows.
+        chosen: whether they pick the tokens that they compute from all, since the next layer reads no others.
+    """
 
     layers: int
     length: int
-    last: bool
+    newest: int
+    chosen: bool
+
+    @classmethod
+    def of_all(cls, layers: int, length: int) -> Depth:
+        """Layers that compute every token."""
+        return cls(layers, length, length, chosen=False)
 
 
-def depths(model: Model, length: int) -> Iterator[Depth]:
-    """The layers of ``model`` for histories of ``length`` events, from the first to the last."""
-    config, cut = model.config, min(model.truncate_layers, model.config.layers)
-    short = min(length, model.truncate_length) if cut and model.truncate_length else length
-    whole = config.layers - cut if cut else config.layers - 1
-    if whole:
-        yield Depth(whole, length, last=False)
-    if cut > 1:
-        yield Depth(cut - 1, short, last=False)
-    yield Depth(1, short if cut else length, last=True)
+def depths(model: Model, length: int, rows: int) -> list[Depth]:
+    """The layers of ``model`` for histories of ``length`` events and ``rows`` examples of each, first to last.
+
+    A truncated layer sees at most ``truncate_length`` events of a row and more than half of them, from where its window
+    starts (:func:`recdistill_hstu.steps.truncation`). Here it sees the most, and all rows of a history share a window.
+    """
+    config = model.config
+    if not config.truncate_layers:
+        found = [Depth.of_all(config.layers - 1, length), Depth(1, length, min(rows, length), chosen=True)]
+    else:
+        short = min(length, config.truncate_length)
+        found = [
+            Depth.of_all(config.layers - config.truncate_layers - 1, length),
+            Depth(1, length, short, chosen=True),
+            Depth.of_all(config.truncate_layers - 1, short),
+            Depth(1, short, min(rows, short), chosen=True),
+        ]
+    return [depth for depth in found if depth.layers]

@@ -223,15 +223,24 @@ def test_a_teacher_that_fits_nowhere_says_why_and_what_would_help(run: Run) -> N
     assert run("--preset", "hstu-1m", "--must-fit")[0] == 0
 
 
-def test_a_budget_for_scores_that_is_much_too_small_is_noted(run: Run) -> None:
-    words = ("layers=2", "width=64", "heads=4", "max_length=8192")
-    code, out, _ = run(*words)
-    assert code == 0
-    note = "note: score_budget=1048576 cuts attention into low tiles, slow and with much to index; "
-    assert note + "4194304 makes them whole" not in " ".join(out.split())  # a quarter of it is near enough
-    longer = " ".join(run(*words, "max_length=20000")[1].split())
-    assert note + "10240000 makes them whole" in longer
-    assert document(run("--preset", "hstu-24b", "--json"))["notes"] == []
+def test_how_many_events_truncated_layers_are_planned_with_is_noted(run: Run) -> None:
+    note = (
+        "note: the last 32 layers are planned with 4,096 events of each history, the most that they see; where their "
+        "window starts decides, and half of that is the least"
+    )
+    assert note in " ".join(run("--preset", "hstu-1b")[1].split())
+    assert document(run("--preset", "hstu-1b", "--length", 4096, "--json"))["notes"] == []
+    assert document(run("--preset", "hstu-100m", "--json"))["notes"] == []
+
+
+def test_the_teachers_own_checkpointing_is_marked(run: Run) -> None:
+    words = ("--preset", "hstu-1m", "checkpointing=selective")
+    ways_ = document(run(*words, "--json"))["ways"]
+    assert [way["checkpointing"] for way in ways_ if way["configured"]] == ["selective", "selective"]
+    _, out, _ = run(*words)
+    assert out.count("selective *") == 4  # each strategy in two tables
+    assert "none *" not in out
+    assert "* the teacher's own checkpointing; another is a setting of it" in out
 
 
 def small() -> tuple[Model, Workload]:

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 import torch
 from hstu_cases import SCHEMA
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from plan_cases import batch_of, model_of, truncated
 from torch.utils.flop_counter import FlopCounterMode
 
 from recdistill_core.batch import History
+from recdistill_hstu.layout import Layout
+from recdistill_hstu.steps import plan_steps
 from recdistill_hstu.stochastic import stochastic_length
 from recdistill_hstu.teacher import HSTUTeacher
 from recdistill_hstu.tiles import FREE_WASTE, WASTE
@@ -54,7 +58,7 @@ def test_reference_attention_takes_exactly_the_operations_of_the_formula(changes
     forward, both = counted(model, work)
     found = flops.count(model, work)
     # where a token has one key alone, torch multiplies its value by the weight without a matrix product
-    tokens = sum(depth.layers * with_one_key(work, depth) for depth in depths(model, work.length))
+    tokens = sum(depth.layers * with_one_key(work, depth) for depth in depths(model, work.length, work.rows))
     lone = 2 * model.config.width * tokens
     assert sum(forward.values()) == work.histories * (found.forward - lone)
     assert sum(both.values()) == work.histories * (found.training - 3 * lone)
@@ -62,8 +66,7 @@ def test_reference_attention_takes_exactly_the_operations_of_the_formula(changes
 
 def with_one_key(work: Workload, depth: Depth) -> int:
     """Tokens of one history that see one key, themselves included: rows without history, and the first event."""
-    ends = work.ends(depth.length)
-    return ends.count(0) + (1 in ends if depth.last else 1)
+    return work.ends(depth.length).count(0) + (depth.newest == depth.length)
 
 
 @pytest.mark.parametrize("changes", [{}, {"attend_recent": 16, "attend_oldest": 8}], ids=str)
@@ -98,15 +101,51 @@ def test_more_examples_of_a_history_cost_little_each() -> None:
 
 
 def test_truncated_layers_compute_the_newest_events_only() -> None:
-    model = truncated(truncate_layers=4, truncate_length=10)
-    assert list(depths(model, 40)) == [Depth(2, 40, False), Depth(3, 10, False), Depth(1, 10, True)]
-    assert list(depths(model, 8)) == [Depth(2, 8, False), Depth(3, 8, False), Depth(1, 8, True)]
-    assert list(depths(truncated(), 40)) == [Depth(5, 40, False), Depth(1, 40, True)]
-    everywhere = truncated(truncate_layers=6, truncate_length=10)
-    assert list(depths(everywhere, 40)) == [Depth(5, 10, False), Depth(1, 10, True)]
+    model, whole = truncated(), truncated(truncate_layers=0, truncate_length=0)
+    few = Depth(1, 40, 10, True), Depth.of_all(3, 10), Depth(1, 10, 4, True)
+    assert depths(model, 40, 4) == [Depth.of_all(1, 40), *few]
+    assert depths(model, 8, 4) == [Depth.of_all(1, 8), Depth(1, 8, 8, True), Depth.of_all(3, 8), Depth(1, 8, 4, True)]
+    assert depths(whole, 40, 4) == [Depth.of_all(5, 40), Depth(1, 40, 4, True)]
+    almost = truncated(truncate_layers=5)
+    assert depths(almost, 40, 20) == [Depth(1, 40, 10, True), Depth.of_all(4, 10), Depth(1, 10, 10, True)]
     work = Workload(1, 40, 4)
-    cut, short, whole = (flops.count(made, work).forward for made in (model, everywhere, truncated()))
-    assert short < cut < whole
+    short, cut, long = (flops.count(made, work).forward for made in (almost, model, whole))
+    assert short < cut < long
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_truncated_layers_take_exactly_those_operations_where_their_windows_are_full(layers: int) -> None:
+    """A window of 8 events starts at a multiple of 4, so that one at the end of 40 events is full."""
+    model = truncated(truncate_layers=layers, truncate_length=8, backend="reference")
+    work = Workload(histories=2, length=40, rows=1)
+    forward, both = counted(model, work)
+    found = flops.count(model, work)
+    deep = depths(model, work.length, work.rows)
+    lone = 2 * model.config.width * sum(depth.layers * with_one_key(work, depth) for depth in deep)
+    assert sum(forward.values()) == work.histories * (found.forward - lone)
+    assert sum(both.values()) == work.histories * (found.training - 3 * lone)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 40),
+    rows=st.integers(1, 5),
+    most=st.integers(2, 40),
+    layers=st.integers(1, 5),
+    whole=st.integers(1, 3),
+)
+def test_no_truncated_layer_sees_more_events_than_planned_nor_less_than_half_of_them(
+    length: int, rows: int, most: int, layers: int, whole: int
+) -> None:
+    model = truncated(layers=layers + whole, truncate_layers=layers, truncate_length=most)
+    work = Workload(1, length, min(rows, length))
+    steps, _ = plan_steps(Layout.of(batch_of(work)), model.config)
+    planned = [depth for depth in depths(model, work.length, work.rows) for _ in range(depth.layers)]
+    assert len(steps) == len(planned)
+    for step, depth in zip(steps, planned, strict=True):
+        assert step.layout.longest <= depth.length
+        assert step.layout.longest >= depth.length / 2
+        assert (step.asked is not None) == depth.chosen
 
 
 def test_stochastic_length_in_expectation() -> None:
@@ -129,6 +168,23 @@ def test_stochastic_length_in_expectation() -> None:
     expected = share * whole.attention + (1 - share) * thin.attention
     assert flops.count(model, work).attention == pytest.approx(expected)
     assert flops.kept(model, most) == [(1.0, most)]
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+@pytest.mark.parametrize("changes", [{"layers": 3}, {"layers": 4, "truncate_layers": 2, "truncate_length": 8}], ids=str)
+def test_a_checkpointed_teacher_repeats_exactly_what_the_formula_says(
+    checkpointing: str, changes: dict[str, object]
+) -> None:
+    """Attention is counted apart: ``full`` computes its forward pass, scores and values, once more."""
+    work, attended = Workload(histories=2, length=40, rows=1), {}
+    for kind in ("none", checkpointing):
+        model = model_of(backend="chunked", checkpointing=kind, **changes)
+        forward, both = counted(model, work)
+        attended[kind] = both["bmm"]
+        found, again = flops.count(model, work), flops.recomputed(model, work, "selective") if kind != "none" else 0
+        products = sum(number for name, number in both.items() if name in PRODUCTS)
+        assert products == work.histories * (3 * (found.projections + found.head) + again)
+    assert attended[checkpointing] - attended["none"] == (forward["bmm"] if checkpointing == "full" else 0)
 
 
 def test_checkpointing_repeats_the_projections_or_all() -> None:

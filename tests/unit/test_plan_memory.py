@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,26 +17,46 @@ from hypothesis import strategies as st
 from plan_cases import batch_of, model_of, truncated
 from torch import Tensor
 
-from recdistill_hstu.attention import prepare
+from recdistill_hstu.attention import Memo, prepare
+from recdistill_hstu.config import CHECKPOINTING
 from recdistill_hstu.layer import HSTULayer
 from recdistill_hstu.layout import Layout, Span
 from recdistill_hstu.teacher import HSTUTeacher
-from recdistill_plan.activations import casts, layer, outside, saved, scoring, tiles, workspace
+from recdistill_plan.activations import casts, layer, saved, scoring
+from recdistill_plan.attention import in_strips, indices, strip_size, tiles, workspace
 from recdistill_plan.memory import estimate, moments
 from recdistill_plan.parameters import count
-from recdistill_plan.sizes import CHECKPOINTING, PRECISIONS, STRATEGIES, Depth, Model, Workload, depths
+from recdistill_plan.sizes import PRECISIONS, STRATEGIES, Depth, Model, Workload, depths
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "benchmarks" / "bench_plan.py"
 
 
 class Kept:
-    """Bytes of floating tensors that autograd saves inside it, each storage once, without the weights."""
+    """Bytes of floating tensors that autograd and memos keep inside it, each storage once, without the weights."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, checkpointing: str) -> None:
         self.own = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
         self.found: dict[int, Tensor] = {}
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        self.memos = checkpointing == "selective"
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        self._recall = Memo.recall
+
+    def __enter__(self) -> None:
+        def recall(memo: Memo, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+            held = memo.kept is None
+            found = self._recall(memo, compute)
+            for part in found if held and self.memos else ():
+                self._keep(part)
+            return found
+
+        self._patch = mock.patch.object(Memo, "recall", recall)
+        self._patch.start()
+        self._hooks.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+        self._patch.stop()
 
     def _keep(self, tensor: Tensor) -> Tensor:
         place = tensor.untyped_storage().data_ptr()
@@ -47,6 +69,11 @@ class Kept:
         return sum(tensor.untyped_storage().nbytes() for tensor in self.found.values())
 
 
+def depth_of(work: Workload, *, last: bool) -> Depth:
+    """Of one layer, the last one or one that computes every token."""
+    return Depth(1, work.length, work.rows, chosen=True) if last else Depth.of_all(1, work.length)
+
+
 def kept_by_layer(model: Model, work: Workload, *, last: bool) -> int:
     config = model.config
     layout = Layout.of(batch_of(work), Span(config.attend_recent, config.attend_oldest))
@@ -56,8 +83,8 @@ def kept_by_layer(model: Model, work: Workload, *, last: bool) -> int:
     if work.precision == "bf16-true":
         made, x = made.bfloat16(), x.bfloat16()
     x.requires_grad_()
-    kept = Kept(made)
-    with kept.hooks, torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bf16-mixed"):
+    kept = Kept(made, config.checkpointing)
+    with kept, torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bf16-mixed"):
         made(x, prepare("chunked", asked if last else layout, config), asked.token if last else None)
     return kept.bytes
 
@@ -69,6 +96,8 @@ LAYERS = [
     {"position_bias": False},
     {"time_bias": False},
     {"attend_recent": 8, "attend_oldest": 4},
+    {"score_budget": 60},  # strips instead of tiles
+    {"score_budget": 60, "attention": "softmax"},
 ]
 
 
@@ -76,7 +105,21 @@ LAYERS = [
 @pytest.mark.parametrize("changes", LAYERS, ids=str)
 def test_autograd_keeps_of_a_layer_what_the_formula_says(changes: dict[str, object], last: bool) -> None:
     model, work = model_of(**changes), Workload(2, 40, 5, "32-true", on_cpu=True)
-    assert kept_by_layer(model, work, last=last) == saved(model, work, Depth(1, 40, last))
+    depth = depth_of(work, last=last)
+    assert in_strips(model, depth) == ("score_budget" in changes)
+    assert kept_by_layer(model, work, last=last) == saved(model, work, depth)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("attention", ["silu", "softmax"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING[1:])
+def test_a_checkpointed_layer_keeps_what_the_formula_says(
+    checkpointing: str, precision: str, attention: str, last: bool
+) -> None:
+    model = model_of(attention=attention, checkpointing=checkpointing)
+    work = Workload(2, 40, 5, precision, on_cpu=True)
+    assert kept_by_layer(model, work, last=last) == layer(model, work, depth_of(work, last=last), checkpointing).kept
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -85,25 +128,53 @@ def test_in_bfloat16_but_for_small_things(precision: str, last: bool) -> None:
     model, work = model_of(width=128), Workload(4, 40, 5, precision, on_cpu=True)
     casts_of_weights = 2 * 5 * 128**2 if precision == "bf16-mixed" else 0
     found = kept_by_layer(model, work, last=last) - casts_of_weights
-    assert found == pytest.approx(saved(model, work, Depth(1, 40, last)), rel=0.02)
+    assert found == pytest.approx(saved(model, work, depth_of(work, last=last)), rel=0.02)
 
 
-def test_autograd_keeps_of_a_whole_teacher_what_the_formula_says() -> None:
-    model, work = model_of(width=64, layers=3), Workload(4, 40, 10, "32-true", on_cpu=True)
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+def test_autograd_keeps_of_a_whole_teacher_what_the_formula_says(checkpointing: str, cut: bool) -> None:
+    changes = {"truncate_layers": 2, "truncate_length": 20} if cut else {}
+    model = model_of(width=64, layers=4, checkpointing=checkpointing, **changes)
+    work = Workload(4, 40, 1 if cut else 10, "32-true", on_cpu=True)
     teacher = HSTUTeacher(model.config, SCHEMA, SCHEMA.tasks)
-    kept = Kept(teacher)
-    with kept.hooks:
+    kept = Kept(teacher, checkpointing)
+    with kept:
         logits = teacher.training_scores(batch_of(work)).logits
         torch.stack(list(logits.values())).sum()
-    layers = sum(depth.layers * saved(model, work, depth) for depth in depths(model, work.length))
-    indices = sum(tiles(model, work, depth).indices for depth in depths(model, work.length))
-    assert kept.bytes == pytest.approx(layers + outside(model, work) + scoring(model, work) - indices, rel=0.03)
+    found = depths(model, work.length, work.rows)
+    layers = sum(depth.layers * layer(model, work, depth, checkpointing).kept for depth in found)
+    assert kept.bytes == layers + scoring(model, work)
+
+
+@pytest.mark.parametrize("rows", [1, 10, 50])
+@pytest.mark.parametrize(
+    "changes", [{}, {"hidden": ()}, {"hidden": (8,)}, {"cross_rank": 0}, {"cross_layers": 0}], ids=str
+)
+def test_autograd_keeps_of_the_head_what_the_formula_says(changes: dict[str, object], rows: int) -> None:
+    model, work = model_of(layers=1, checkpointing="full", **changes), Workload(2, 40, rows, "32-true", on_cpu=True)
+    teacher = HSTUTeacher(model.config, SCHEMA, SCHEMA.tasks)
+    kept = Kept(teacher, "full")
+    with kept:
+        logits = teacher.training_scores(batch_of(work)).logits
+        torch.stack(list(logits.values())).sum()
+    (last,) = depths(model, work.length, work.rows)
+    assert kept.bytes == layer(model, work, last, "full").kept + scoring(model, work)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    ["short, batch of 16", "deep", "wide, autocast", "long", "longer, semi-local", "wide, full checkpointing"],
+    [
+        "short, batch of 16",
+        "deep",
+        "wide, autocast",
+        "long",
+        "longer, semi-local",
+        "long, truncated",
+        "wide, selective checkpointing",
+        "wide, full checkpointing",
+    ],
 )
 def test_the_estimate_is_within_15_percent_of_a_measured_peak(case: str) -> None:
     """Of a fresh process that makes steps; cases differ in length, width, layers, batch, precision, checkpointing."""
@@ -126,18 +197,35 @@ def test_memory_grows_linearly_with_the_length_under_a_semi_local_mask() -> None
     model = model_of(max_length=20_000, history_stride=5000, width=64, score_budget=1 << 20, attend_recent=1024)
     short, long = (moments(model, Workload(1, length, 20), "ddp", "none", 1)[0] for length in (10_000, 20_000))
     assert 1.9 < long.activations / short.activations < 2.1
-    assert estimate(model, Workload(1, 20_000, 20), "ddp", "none", 1).workspace < 100e6
+    places = [indices(model, Workload(1, length, 20), Depth.of_all(1, length)) for length in (10_000, 20_000)]
+    assert 1.9 < places[1] / places[0] < 2.1
 
 
-def test_checkpointing_keeps_the_input_and_perhaps_the_mix() -> None:
-    model, work, depth = model_of(width=64), Workload(2, 40, 5), Depth(1, 40, last=False)
-    tokens = 2 * 45
+def test_scores_of_a_long_history_take_as_much_as_those_of_a_longer_one() -> None:
+    model = model_of(max_length=20_000, history_stride=5000, width=64, heads=4, score_budget=1 << 20)
+    tokens, events = strip_size(model)
+    assert (tokens, events) == (128, 512)
+    found = [workspace(model, Workload(1, length, 20), Depth.of_all(1, length)) for length in (600, 20_000)]
+    assert found[0] == found[1]
+    assert found[0].backward >= 2 * 4 * 4 * tokens * events
+    assert strip_size(model_of(score_budget=60)) == (1, 30)
+    tiled = Depth.of_all(1, 500)
+    assert not in_strips(model, tiled)
+    assert tiles(model, Workload(1, 500, 20), tiled).scores <= 1 << 20
+
+
+@pytest.mark.parametrize("attention", ["silu", "softmax"])
+def test_checkpointing_keeps_the_input_and_perhaps_what_attention_gave(attention: str) -> None:
+    model, work, depth = model_of(width=64, attention=attention), Workload(2, 40, 5), Depth.of_all(1, 40)
+    tokens, heads = 2 * 45, model.config.heads
     found = {name: layer(model, work, depth, name) for name in CHECKPOINTING}
     assert found["none"].kept == saved(model, work, depth)
-    assert found["selective"].kept == 2 * tokens * 64 * 4
+    given = (tokens + 1) * (64 + heads) * 4
+    assert found["selective"].kept == tokens * 64 * 4 + given
     assert found["full"].kept == tokens * 64 * 4
-    for cost in found.values():
-        assert cost.kept + cost.again == saved(model, work, depth)
+    for kind, cost in found.items():
+        beside = given if (kind, attention) == ("selective", "silu") else 0  # which silu's gradient does not need
+        assert cost.kept + cost.again == saved(model, work, depth) + beside
 
 
 def test_ddp_holds_everything_and_buckets_fsdp2_a_share() -> None:
@@ -175,7 +263,7 @@ def test_more_gpus_never_need_more_of_each(
 
 
 def test_a_peak_is_the_sum_of_its_parts_and_the_highest_moment() -> None:
-    model, work = truncated(truncate_layers=3, truncate_length=10), Workload(2, 40, 5)
+    model, work = truncated(), Workload(2, 40, 5)
     found = moments(model, work, "fsdp2", "selective", 4)
     peak = estimate(model, work, "fsdp2", "selective", 4)
     assert peak in found
@@ -192,8 +280,9 @@ def test_autocast_copies_weights_that_checkpointing_drops() -> None:
 
 
 def test_backends_without_tiles_need_no_workspace() -> None:
-    model, work, depth = model_of(backend="xformers", attention="softmax"), Workload(1, 40, 5), Depth(1, 40, False)
+    model, work, depth = model_of(backend="xformers", attention="softmax"), Workload(1, 40, 5), Depth.of_all(1, 40)
     assert workspace(model, work, depth) == (0, 0)
+    assert indices(model, work, depth) == 0
     assert min(workspace(model_of(), work, depth)) > 0
 
 
