@@ -10,13 +10,14 @@ import safetensors.torch
 from torch import Tensor
 
 from recdistill_core.errors import DataError, IntegrityError
+from recdistill_core.ranks import whole
 
 PICKLES = {".pt", ".pth", ".ckpt", ".pkl", ".bin"}
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors; tensors that share memory are written one by one."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    """Write tensors as safetensors, whole ones also of a sharded model; those that share memory one by one."""
+    plain = {name: whole(tensor).cpu().contiguous().clone() for name, tensor in weights.items()}
     safetensors.torch.save_file(plain, path, {"format": "pt"})  # which readers of the ecosystem ask for
 
 

@@ -81,7 +81,7 @@ class _Module(L.LightningModule):
         self.optimisation = optimisation or Optimisation()
         self.task = next(iter(objectives))
         self.measures = nn.ModuleDict(metrics)
-        self.kept: set[str] = set()
+        self.kept: dict[str, Tensor] = {}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Served logits ``{task: [N]}``."""
@@ -90,9 +90,11 @@ class _Module(L.LightningModule):
     def configure_model(self) -> None:
         """Cut the model over the processes where the strategy does that; see :mod:`recdistill_lightning.sharding`."""
         if self.device_mesh is not None:
-            from recdistill_lightning.sharding import shard_for  # torch takes seconds to import FSDP
+            from recdistill_lightning.sharding import hold_rows, shard_for  # torch takes seconds to import FSDP
 
-            shard_for(self, self.device_mesh)
+            if shard_for(self, self.device_mesh):
+                for name, free in self.kept.items():
+                    hold_rows(self.get_parameter(name), free)
 
     def objective(self, task: str) -> Objective:
         """The objective of one task."""
@@ -139,7 +141,7 @@ class _Module(L.LightningModule):
         free = (~rows).view(-1, *[1] * (parameter.dim() - 1)).to(parameter.dtype)
         # without a gradient AdamW's moments stay 0, and with them the step
         parameter.register_hook(lambda gradient: gradient * free.to(gradient.device))  # type: ignore[no-untyped-call]  # torch ships it without types
-        self.kept.add(name)
+        self.kept[name] = free
 
     def _reduced(self, batch: Batch, terms: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
         """The loss of this process, of ``{task: {term: [N]}}``; logs the terms' means over the whole batch.

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from recdistill_core.files import whole_or_absent
@@ -62,13 +63,36 @@ class FSDP2Strategy(ModelParallelStrategy):
         return {}
 
 
-def shard_for(module: L.LightningModule, mesh: DeviceMesh) -> None:
-    """:func:`shard` a LightningModule once, in the precision of its Trainer: ``bf16-mixed`` gathers blocks in bf16."""
+def shard_for(module: L.LightningModule, mesh: DeviceMesh) -> bool:
+    """:func:`shard` a LightningModule once, in the precision of its Trainer: ``bf16-mixed`` gathers blocks in bf16.
+
+    Returns:
+        whether it was whole before.
+    """
     if isinstance(module, FSDPModule):
-        return
+        return False
     mixed = module.trainer.precision == "bf16-mixed"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if mixed else None
     shard(module, mesh["data_parallel"], policy)
+    return True
+
+
+def hold_rows(parameter: nn.Parameter, free: Tensor) -> None:
+    """Take the gradient off the rows of a sharded parameter where ``free`` is 0.
+
+    Sharding replaces parameters, and with them their hooks; and FSDP2 sets gradients where autograd's hooks do not see.
+
+    Args:
+        parameter: ``[R, ...]``, after :func:`shard`. free: ``[R, 1, ...]`` of 0 and 1, the same in every process.
+    """
+    cut = cast(DTensor, parameter)
+    mine = distribute_tensor(free.to(parameter.device), cut.device_mesh, cut.placements, src_data_rank=None)
+
+    def mask(held: Tensor) -> None:
+        if held.grad is not None:
+            held.grad.mul_(mine)
+
+    parameter.register_post_accumulate_grad_hook(mask)  # type: ignore[no-untyped-call]  # torch ships it without types
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy | None = None) -> None:

@@ -18,6 +18,9 @@ from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.layer import HSTULayer, normalise
 from recdistill_hstu.layout import Layout, Span, ranges
 
+#: Entries of each weight that :func:`weights_of` looks at.
+FIRST = 16
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -99,8 +102,14 @@ class EncodedHistories:
 
 
 def weights_of(module: nn.Module) -> tuple[int, ...]:
-    """Changes whenever a weight of ``module`` is written to or replaced."""
-    return tuple(number for weight in module.parameters() for number in (weight.data_ptr(), weight._version))
+    """Changes whenever a weight of ``module`` is written to or replaced.
+
+    A fused optimiser writes without counting up the versions of weights, and each of its steps moves them all a little:
+    hence the first entries of each, too.
+    """
+    weights = list(module.parameters())
+    first = torch.cat([weight.detach().flatten()[:FIRST].double() for weight in weights]).cpu().numpy().tobytes()
+    return (hash(first), *(number for weight in weights for number in (weight.data_ptr(), weight._version)))
 
 
 class Merge:

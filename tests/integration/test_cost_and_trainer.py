@@ -17,6 +17,7 @@ from recdistill_core.config import make
 from recdistill_core.errors import DataError, UsageError
 from recdistill_core.objective import Objective
 from recdistill_core.registry import installed
+from recdistill_core.weights import load_weights, save_weights
 from recdistill_lightning import StudentModule
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_pipeline.dataset import make_split
@@ -85,6 +86,20 @@ def test_lightning_refusing_its_settings_is_a_usage_error(feed: ParquetSource, t
     with pytest.raises(UsageError, match=r"Lightning refuses the trainer's settings: .*abacus") as caught:
         trainer.fit(module, data_module(feed, module), epochs=1, callbacks=[], out=tmp_path, title="teacher")
     assert "'recdistill plugins show lightning' lists the settings" in str(caught.value)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
+def test_rows_that_are_held_stay_as_they_are(feed: ParquetSource, tmp_path: Path, strategy: str) -> None:
+    module, table = teacher_module(feed), "teacher.tokens.table.weight"
+    before = module.get_parameter(table).detach().clone()
+    held = torch.arange(len(before)) % 2 == 0
+    module.hold(table, held)
+    trainer = make(installed(), "trainer", {"name": "lightning", "accelerator": "cpu", "strategy": strategy})
+    trainer.fit(module, data_module(feed, module), epochs=1, callbacks=[], out=tmp_path / "log", title="teacher")
+    save_weights(module.state_dict(), tmp_path / "model.safetensors")  # whole, also where the strategy has cut it
+    after = load_weights(tmp_path / "model.safetensors")[table]
+    assert torch.equal(after[held], before[held])
+    assert not torch.equal(after[~held], before[~held])
 
 
 def test_few_updates_are_told_and_every_fit_leaves_a_log(

@@ -223,6 +223,13 @@ def test_rows_without_any_history(batch: Batch, backend: str) -> None:
     sum(value.sum() for value in teacher.training_scores(none).logits.values()).backward()
 
 
+@pytest.mark.parametrize("backend", ["chunked", "padded", "reference", "sdpa"])
+def test_every_weight_has_a_gradient_where_no_row_has_history(backend: str) -> None:
+    teacher = make_teacher(small_config(backend=backend))  # one of several processes may have such rows alone
+    teacher.training_scores(make_batch([0, 0], [(0, 0), (1, 0)])).logits["click"].sum().backward()
+    assert [name for name, part in teacher.named_parameters() if part.requires_grad and part.grad is None] == []
+
+
 def test_time_gaps_are_those_to_the_newest_event_before() -> None:
     batch = make_batch([3, 0, 2], [(0, 3), (0, 1), (1, 0), (2, 2)])
     assert batch.history is not None

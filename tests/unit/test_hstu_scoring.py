@@ -145,6 +145,12 @@ def refusals() -> dict[str, tuple[Any, type[RecdistillError], str]]:
             teacher.layers[0].output.weight.add_(1)
         teacher.score_candidates(encoded, batch, torch.tensor([0, 0]))
 
+    def step(teacher: HSTUTeacher, encoded: Any, batch: Batch) -> None:
+        optimizer = torch.optim.AdamW(teacher.parameters(), lr=1e-3, fused=True)  # as in training; counts no version up
+        teacher.training_scores(batch).logits["click"].sum().backward()
+        optimizer.step()
+        teacher.score_candidates(encoded, batch, torch.tensor([0, 1]))
+
     def offsets(teacher: HSTUTeacher, encoded: Any, batch: Batch) -> None:
         teacher.extend(encoded, {name: column[:0] for name, column in encoded.events.items()}, torch.zeros(2).long())
 
@@ -164,6 +170,7 @@ def refusals() -> dict[str, tuple[Any, type[RecdistillError], str]]:
         "early": (early, DataError, r"candidate 0 has time (\d+), and the event before it \1"),
         "micro": (micro, UsageError, r"micro_batch must be at least 1, got 0"),
         "weights": (weights, UsageError, r"the teacher's weights have changed since the histories were encoded"),
+        "step": (step, UsageError, r"the teacher's weights have changed since the histories were encoded"),
         "offsets": (offsets, DataError, r"there are new events of 1 histories, and 2 are encoded"),
         "older": (older, DataError, r"event 0 has time \d+, and the event before it \d+\n  where: history 0"),
         "unsorted": (unsorted, DataError, r"event 1 has time \d+, and the event before it \d+\n  where: history 0"),
