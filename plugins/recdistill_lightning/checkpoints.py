@@ -42,6 +42,8 @@ FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 def save_sharded(path: Path, module: nn.Module, optimizers: Sequence[Optimizer], rest: Mapping[str, Any]) -> None:
     """Write a checkpoint; the folder ``path`` is there whole or not at all. All processes must call it.
 
+    An earlier one of that name stays as ``.NAME.old`` until the new one is in its place.
+
     Args:
         path: the same in every process, on a file system that all of them see; replaced where it exists.
         module: the model, sharded or not. optimizers: its optimisers.
@@ -62,10 +64,13 @@ def save_sharded(path: Path, module: nn.Module, optimizers: Sequence[Optimizer],
         sizes = {file.name: file.stat().st_size for file in scratch.iterdir()}
         torch.save({"rest": dict(rest), "values": values, "files": sizes}, scratch / META)
         sync_tree(scratch)
+        earlier = path.with_name(f".{path.name}.old")
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(earlier, ignore_errors=True)
+            path.replace(earlier)
         scratch.replace(path)
         sync(path.parent)
+        shutil.rmtree(earlier, ignore_errors=True)
     _wait()
 
 

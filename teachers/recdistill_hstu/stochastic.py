@@ -27,8 +27,8 @@ LEAST = 0.25
 def stochastic_length(history: History, limit: int, alpha: float, *, balance: bool = False) -> History:
     """``history`` with some of the long ones thinned; draws from torch's generator of its device.
 
-    What is kept depends on lengths alone, each event of a thinned history is kept with the same probability, and a row
-    sees those of the events before it that are kept.
+    What is kept depends on lengths alone; in a batch a history reaches to the newest of its rows there. Each event of a
+    thinned history is kept with the same probability, and a row sees those of the events before it that are kept.
 
     Args:
         history: of a batch.
