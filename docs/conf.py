@@ -23,7 +23,7 @@ autodoc_typehints_format = "short"
 napoleon_google_docstring = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!recdistill).*"),  # other projects' names: linking them would fetch their inventories
-    ("py:.*", r"recdistill_core\.\w+\.[PRT]"),  # type variables
+    ("py:.*", r"recdistill_core\.\w+\.(?:[CPRT]|_T)"),  # type variables
     (
         "py:.*",
         r"recdistill_parquet\.(dataset|labels)_(?!writer\.write)\w+\..*",
