@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import torch
 from bench_teacher import ROWS_PER_USER, SCHEMA, batch_of, step
-from reporting import arguments, in_fresh_process, peak_megabytes, seconds, show
+from reporting import GIVE_BACK, arguments, in_fresh_process, peak_megabytes, seconds, show
 from torch import Tensor
 
 from recdistill_core.batch import Batch, History
@@ -51,12 +52,12 @@ def newest_rows() -> Batch:
 
 
 def measured(name: str) -> dict[str, float]:
-    """Seconds and peak memory of a training step; called in a process of its own."""
+    """CPU seconds and peak memory of a training step; called in a process of its own."""
     teacher = teacher_with(MEANS[name])
     step(teacher, batch_of([ROWS_PER_USER] * 2, [0, 1], [ROWS_PER_USER] * 2))  # libraries load, threads start
     batch = newest_rows()
     peak = peak_megabytes(lambda: step(teacher, batch))
-    return {"seconds": seconds(lambda: step(teacher, batch)), "peak": peak}
+    return {"seconds": seconds(lambda: step(teacher, batch), clock=time.process_time), "peak": peak}
 
 
 def loads() -> list[dict[str, object]]:
@@ -106,12 +107,12 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     first: dict[str, float] = {}
     for name in MEANS:
-        found = in_fresh_process(__file__, name)
+        found = in_fresh_process(__file__, name, environment=GIVE_BACK)
         first = first or found
         rows.append(
             {
                 "means": name,
-                "step, s": found["seconds"],
+                "step, CPU s": found["seconds"],
                 "peak, MB": found["peak"],
                 "speed": first["seconds"] / found["seconds"],
                 "memory": found["peak"] / first["peak"],

@@ -9,13 +9,12 @@ defaults freed blocks stay in its heap, how many differs from run to run. Both a
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import plan_ranks
 import torch
 from bench_teacher import SCHEMA, batch_of
-from reporting import in_fresh_process, parser, peak_megabytes, show
+from reporting import GIVE_BACK, in_fresh_process, parser, peak_megabytes, show
 from torch.nn import functional
 
 from recdistill_hstu.config import HSTUConfig
@@ -90,9 +89,7 @@ def compare(name: str) -> dict[str, object]:
     model = Model(config_of(settings, length), SCHEMA, SCHEMA.tasks)
     planned = estimate(model, Workload(histories, length, rows, precision, on_cpu=True), "ddp", checkpointing, gpus=1)
     defaults = in_fresh_process(__file__, name)
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)  # every larger block is a mapping of its own
-    peak = in_fresh_process(__file__, name)
-    del os.environ["MALLOC_MMAP_THRESHOLD_"]
+    peak = in_fresh_process(__file__, name, environment=GIVE_BACK)
     return {
         "case": name,
         "layers": settings["layers"],
