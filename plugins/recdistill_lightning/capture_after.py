@@ -69,6 +69,7 @@ def capture_after_training(
     writer = store.writer(version, tasks=list(module.objectives), mode=mode, view=view, facts=facts) if first else None
     try:
         for batch in batches:
+            batch.validate("batch to score")  # an event that is not before its row would reach the label
             ids = batch.example_id.cpu()
             seen = known.known(ids.numpy())
             if seen.any() and not allow_leaky:

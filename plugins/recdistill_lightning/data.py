@@ -18,7 +18,7 @@ from recdistill_core.interfaces import HistoryWindow, LogitStore, SampleSource
 from recdistill_core.label_choice import choose_labels
 from recdistill_core.labels import AlignedLabels, AlignedStore, LabelChoice
 from recdistill_lightning.order import ReadOrder, row_batches
-from recdistill_lightning.rows import FixedRows, Phases, RowBatches, RowSampler, dealt
+from recdistill_lightning.rows import FixedRows, Phases, RowBatches, RowSampler, dealt, read_batch
 
 __all__ = ["DistillationDataModule", "ReadOrder", "align_labels", "read_labels"]
 
@@ -115,7 +115,7 @@ class DistillationDataModule(L.LightningDataModule):
         """Every training row once, in the read order, without teacher labels; for debiasers that must look first."""
         phases = self.phases
         for rows in row_batches(self.source, phases.start, phases.stop, self.order, self.seed, self.keep):
-            yield self.source.batch(rows, self.batches.history)
+            yield read_batch(self.source, rows, self.batches.history)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The test rows, or nothing where there are none."""

@@ -31,8 +31,13 @@ class RowBatches(Dataset[Batch]):
         if isinstance(rows, Dealt):
             ids = torch.from_numpy(self.source.column("example_id")[rows.whole].astype(np.int64))
             return replace(self[rows.rows], share=Share(ids, rows.processes, rows.idle))
-        batch = self.source.batch(rows, self.history).validate(schema=self.source.schema)
+        batch = read_batch(self.source, rows, self.history)
         return batch if self.labels is None else batch.with_teacher(labels_at(self.labels, rows))
+
+
+def read_batch(source: SampleSource, rows: NDArray[np.int64], history: HistoryWindow | None) -> Batch:
+    """The impressions at ``rows [N]``. Raises DataError where the source breaks the contract of a batch."""
+    return source.batch(rows, history).validate(schema=source.schema)
 
 
 def labels_at(labels: TeacherSignal, rows: NDArray[np.int64]) -> TeacherSignal:

@@ -50,7 +50,7 @@ def fit_teacher(
     """
     config = plan.config.teacher_training
     module = build_teacher(plan, source.schema, seed)
-    taken = take_over(plan, module, source)
+    taken = take_over(plan, module, source, split)
     data = training_data(module, source, config, split.teacher, split.stream, seed)
     # resume: a crash may fall between the commit of the labels and that of the step
     facts = {**label_notes(plan), **taken}
@@ -101,7 +101,7 @@ def fit_fold(
     config, capture = plan.config.teacher_training, plan.config.capture
     fold = make_folds(source, split.teacher, capture.folds, capture.fold_by, seed)[number]
     module = build_teacher(plan, source.schema, seed)
-    taken = take_over(plan, module, source)
+    taken = take_over(plan, module, source, split)
     data = training_data(module, source, config, split.teacher, split.stream, seed, keep=fold.train)
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
     title = f"teacher, seed {seed}, fold {number + 1} of {capture.folds}"

@@ -24,6 +24,7 @@ from recdistill_core.interfaces import (
     Teacher,
     TrainableTeacher,
 )
+from recdistill_lightning.rows import read_batch
 
 Progress = Callable[[int, int], None]
 
@@ -93,7 +94,7 @@ def label_rows(
         noted = {"dataset": source.snapshot_id, **(facts or {})}
         view = source.schema.view_hash()
         job.writer = store.writer(version, tasks=list(tasks), mode=CaptureMode.EXTERNAL, view=view, facts=noted)
-        job.run((source.batch(part, history) for part in _parts(todo, size)), todo.size)
+        job.run((read_batch(source, part, history) for part in _parts(todo, size)), todo.size)
     found = {entry.version: entry for entry in store.versions()}
     if version not in found:
         shown = ", ".join(map(str, job.examples))

@@ -97,6 +97,20 @@ def require_pretrained(plan: Plan, source: SampleSource, split: Split, steps: Ma
     """
     if not plan.config.pretrained.path:
         return
+    found = _opened(plan, source, split)
+    for step, manifest in steps.items():
+        before = manifest.get("pretrained")
+        if manifest.get("kind") in ("teacher", "fold") and before and before["weights"] != found.weights:
+            raise UsageError(
+                "the pre-trained model is another one than the one that this run was started with",
+                where=f"{step} was trained from weights {before['weights'][:16]}, {found.folder} has "
+                f"{found.weights[:16]}",
+                fix="give another --out, or bring the earlier one back",
+            )
+
+
+def _opened(plan: Plan, source: SampleSource, split: Split) -> Pretrained:
+    """The run's pre-trained model, which has seen none of the outcomes that it must not have seen."""
     found = Pretrained.open(Path(plan.config.pretrained.path))
     if found.snapshot != source.snapshot_id:
         raise UsageError(
@@ -115,31 +129,24 @@ def require_pretrained(plan: Plan, source: SampleSource, split: Split, steps: Ma
             fix="pre-train with an earlier 'until' (the default is the run's first training row), or let the teacher "
             "train from a later row with split.train_from",
         )
-    for step, manifest in steps.items():
-        before = manifest.get("pretrained")
-        if manifest.get("kind") in ("teacher", "fold") and before and before["weights"] != found.weights:
-            raise UsageError(
-                "the pre-trained model is another one than the one that this run was started with",
-                where=f"{step} was trained from weights {before['weights'][:16]}, {found.folder} has "
-                f"{found.weights[:16]}",
-                fix="give another --out, or bring the earlier one back",
-            )
+    return found
 
 
-def take_over(plan: Plan, module: TeacherModule, source: SampleSource) -> dict[str, Any]:
+def take_over(plan: Plan, module: TeacherModule, source: SampleSource, split: Split) -> dict[str, Any]:
     """Load and freeze what ``pretrained`` says; rows whose events were seen count as trained on from here on.
 
     Returns:
         ``{"pretrained": facts}`` for the manifest and the labels' version; ``{}`` without pre-training.
 
     Raises:
+        LeakError, UsageError: as :func:`require_pretrained`.
         UsageError: for a pattern that finds nothing, a parameter that the teacher lacks or that has another shape, or
             where nothing would be left to train.
     """
     config = plan.config.pretrained
     if not config.path:
         return {}
-    found = Pretrained.open(Path(config.path))
+    found = _opened(plan, source, split)  # again: the folder may have been replaced since the run began
     weights, seen = found.parameters()
     chosen = _found(config.transfer, list(weights), "pretrained.transfer", f"the pre-trained model in {found.folder}")
     frozen = _found(config.freeze, chosen, "pretrained.freeze", "what is transferred")

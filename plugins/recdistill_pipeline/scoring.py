@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recdistill_core.batch import Batch
 from recdistill_core.interfaces import HistoryWindow, SampleSource
+from recdistill_lightning.rows import read_batch
 
 FLOP_ROWS = 64
 
@@ -32,7 +33,7 @@ def score_rows(
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            batch = source.batch(part.astype(np.int64) + rows[0], history)
+            batch = read_batch(source, part.astype(np.int64) + rows[0], history)
             logits[part] = score(batch).double().numpy()
     return logits
 
@@ -43,7 +44,7 @@ def rows_by_user(
     """Batches of the row positions ``rows [R]``, a user's rows together: their history is encoded once."""
     order = rows[np.argsort(source.column("user_id")[rows], kind="stable")]
     for start in range(0, order.size, batch_size):
-        yield source.batch(order[start : start + batch_size], history)
+        yield read_batch(source, order[start : start + batch_size], history)
 
 
 def cost(

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pipeline_cases import FLIPPED, Verb, simulated
+from pipeline_cases import FLIPPED, Verb, run_of, simulated
+from pretrained_cases import plain
 
 from recdistill_core.cli import main
+from recdistill_core.registry import installed
+from recdistill_gpsd.job import of_run, pretrain
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.dataset_writer import write_dataset
 
@@ -45,6 +48,22 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> ParquetSource:
     path = tmp_path_factory.mktemp("twin") / "dataset"
     write_dataset(replace(raw, impressions=flipped), path)
     return ParquetSource(path)
+
+
+@pytest.fixture(scope="session")
+def model_folder(feed_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-trained model of the run's own cutoff; read-only."""
+    out = tmp_path_factory.mktemp("pretrained") / "one"
+    pretrain(of_run(plain(feed_path), installed(), None), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def model_run(feed_path: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that started from it; read-only."""
+    out = tmp_path_factory.mktemp("run") / "with"
+    run_of(out, plain(feed_path, model_folder)).all()
+    return out
 
 
 @pytest.fixture

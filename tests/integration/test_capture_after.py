@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from pipeline_cases import data_module, fit, teacher_module
 
-from recdistill_core.errors import IntegrityError, LeakError, UsageError
+from recdistill_core.errors import DataError, IntegrityError, LeakError, UsageError
 from recdistill_core.interfaces import CaptureMode
 from recdistill_lightning import LogitCapture, TeacherModule, TrainedExamples, capture_after_training
 from recdistill_parquet.dataset import ParquetSource
@@ -178,3 +179,18 @@ def test_a_damaged_list_is_refused(damage: Callable[[Path], object], tmp_path: P
         TrainedExamples.load(path)
     assert str(path) in str(error.value)
     assert "train the teacher again" in str(error.value)
+
+
+def test_a_batch_that_shows_a_row_the_future_is_not_scored(
+    feed: ParquetSource, fitted: TeacherModule, tmp_path: Path
+) -> None:
+    batch, store = feed.batch(np.arange(2600, 2700), fitted.history), ParquetLogitStore(tmp_path)
+    assert batch.history is not None
+    seeing = int((batch.history.row_end > 0).nonzero()[0])
+    time = batch.event_time.clone()
+    time[seeing] = int(batch.history.events["time"].min())
+    with pytest.raises(
+        DataError, match=f"row sees an event that is not before it\n  where: batch to score, row {seeing}"
+    ):
+        capture_after_training(fitted, [replace(batch, event_time=time)], store, view="v", facts={}, allow_leaky=True)
+    assert store.versions() == ()

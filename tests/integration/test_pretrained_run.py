@@ -25,53 +25,22 @@ from pipeline_cases import (
     teacher_module,
     write_config,
 )
+from pretrained_cases import PRETRAIN, plain
 
 from recdistill_core.config import load_yaml
 from recdistill_core.errors import IntegrityError, LeakError, UsageError
 from recdistill_core.registry import installed
-from recdistill_gpsd.gap import Scored, draw, gaps, intervals
 from recdistill_gpsd.job import of_preset, of_run, pretrain
-from recdistill_metrics.ranking import Auc
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
+from recdistill_pipeline.dataset import make_split
 from recdistill_pipeline.external import without_effect
 from recdistill_pipeline.models import build_teacher
 from recdistill_pipeline.plan import make_plan
 from recdistill_pipeline.pretrained import Pretrained, take_over
 from recdistill_pipeline.teacher_of_run import TeacherOfRun
 
-PRETRAIN = {"epochs": 1, "negatives": 16, "batch_users": 16, "device": "cpu"}
 TABLE = "teacher.tokens.table.weight"
-
-
-def plain(dataset: Path, folder: Path | None = None, **changes: Any) -> dict[str, Any]:
-    """A run of one seed and one student whose teacher trains from 30% of the rows on."""
-    taken = changes.pop("pretrained", {})
-    return config(
-        dataset,
-        seeds=[1],
-        students=[{"name": "mlp", "embedding": 4, "hidden": [8], "recent": 5}],
-        split={"train_from": "30%", "test_from": "75%"},
-        pretrain=PRETRAIN,
-        **({"pretrained": {"path": str(folder), **taken}} if folder else {}),
-        **changes,
-    )
-
-
-@pytest.fixture(scope="module")
-def folder(feed_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pre-trained model of the run's own cutoff; read-only."""
-    out = tmp_path_factory.mktemp("pretrained") / "one"
-    pretrain(of_run(plain(feed_path), installed(), None), out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def finished(feed_path: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that started from it; read-only."""
-    out = tmp_path_factory.mktemp("run") / "with"
-    run_of(out, plain(feed_path, folder)).all()
-    return out
 
 
 def manifest(path: Path) -> dict[str, Any]:
@@ -83,8 +52,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(path / "model.safetensors")
 
 
-def test_the_folder_says_how_it_was_made(folder: Path, feed: ParquetSource) -> None:
-    found = manifest(folder)
+def test_the_folder_says_how_it_was_made(model_folder: Path, feed: ParquetSource) -> None:
+    found = manifest(model_folder)
     first = int(feed.column("event_time")[int(0.3 * feed.num_rows)])
     assert (found["dataset"], found["cutoff"], found["seed"]) == (feed.snapshot_id, first, 1)
     users = feed.users()
@@ -100,13 +69,13 @@ def test_the_folder_says_how_it_was_made(folder: Path, feed: ParquetSource) -> N
         <= found["ranking"]["test"]["metrics"]["hr@10"]["value"]
     )
     assert {"torch", "recdistill"} <= set(found["versions"])
-    assert json.loads((folder / "config.json").read_text())["teacher"]["width"] == TEACHER["width"]
-    assert {path.name for path in folder.iterdir()} == {"config.json", "manifest.json", *found["files"]}
+    assert json.loads((model_folder / "config.json").read_text())["teacher"]["width"] == TEACHER["width"]
+    assert {path.name for path in model_folder.iterdir()} == {"config.json", "manifest.json", *found["files"]}
 
 
-def test_equal_jobs_give_equal_bytes(feed_path: Path, folder: Path, tmp_path: Path) -> None:
+def test_equal_jobs_give_equal_bytes(feed_path: Path, model_folder: Path, tmp_path: Path) -> None:
     pretrain(of_run(plain(feed_path), installed(), None), tmp_path / "again")
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+    assert {path.name: path.read_bytes() for path in model_folder.iterdir()} == {
         path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()
     }
 
@@ -132,10 +101,12 @@ def test_an_interrupted_job_goes_on_where_it_was(feed_path: Path, tmp_path: Path
         assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes(), path.name
 
 
-def test_seen_rows_are_taken_over_and_stay_as_they_are(folder: Path, finished: Path, feed: ParquetSource) -> None:
-    before, after = weights(folder)["tokens.table.weight"], weights(finished / "seed-1/teacher")[TABLE]
-    seen = safetensors.torch.load_file(folder / "seen.safetensors")["tokens.table.weight"]
-    start = run_of(finished, load_yaml(finished / "config.yaml")).plan
+def test_seen_rows_are_taken_over_and_stay_as_they_are(
+    model_folder: Path, model_run: Path, feed: ParquetSource
+) -> None:
+    before, after = weights(model_folder)["tokens.table.weight"], weights(model_run / "seed-1/teacher")[TABLE]
+    seen = safetensors.torch.load_file(model_folder / "seen.safetensors")["tokens.table.weight"]
+    start = run_of(model_run, load_yaml(model_run / "config.yaml")).plan
     fresh = build_teacher(start, feed.schema, 1).state_dict()[TABLE]
     assert 0 < int(seen.sum()) < len(seen)
     assert torch.equal(after[seen], before[seen])
@@ -143,36 +114,36 @@ def test_seen_rows_are_taken_over_and_stay_as_they_are(folder: Path, finished: P
     assert not torch.equal(after[~seen], fresh[~seen])  # what pre-training did not see goes on training ...
     drift = (after[~seen] - fresh[~seen]).abs().max()
     assert float(drift) < 0.1  # ... from where the teacher starts it
-    step = manifest(finished / "seed-1/teacher")["pretrained"]
+    step = manifest(model_run / "seed-1/teacher")["pretrained"]
     assert step == {
-        "weights": manifest(folder)["files"]["model.safetensors"],
-        "cutoff": manifest(folder)["cutoff"],
+        "weights": manifest(model_folder)["files"]["model.safetensors"],
+        "cutoff": manifest(model_folder)["cutoff"],
         "transferred": {"tokens.table.weight": f"{int(seen.sum())} of {len(seen)} rows"},
         "frozen": ["tokens.table.weight"],
     }
 
 
-def test_labels_say_what_their_teacher_started_from(finished: Path, folder: Path) -> None:
-    (version,) = ParquetLogitStore(finished / "labels").versions()
-    assert version.facts["pretrained"]["weights"] == manifest(folder)["files"]["model.safetensors"]
+def test_labels_say_what_their_teacher_started_from(model_run: Path, model_folder: Path) -> None:
+    (version,) = ParquetLogitStore(model_run / "labels").versions()
+    assert version.facts["pretrained"]["weights"] == manifest(model_folder)["files"]["model.safetensors"]
 
 
-def test_rows_whose_events_were_seen_count_as_trained_on(finished: Path, feed: ParquetSource) -> None:
+def test_rows_whose_events_were_seen_count_as_trained_on(model_run: Path, feed: ParquetSource) -> None:
     """A back-fill of rows before the cutoff would put outcomes that pre-training has seen into logits."""
     rows = np.arange(feed.num_rows)
-    reached = TeacherOfRun.of(finished).reached(feed, rows)
-    early = feed.column("event_time") < manifest(finished / "seed-1/teacher")["pretrained"]["cutoff"]
-    plan = TeacherOfRun.of(finished).plan()
-    facts = TeacherOfRun.of(finished).facts(plan, feed)
-    assert facts["pretrained"] == manifest(finished / "seed-1/teacher")["pretrained"]
+    reached = TeacherOfRun.of(model_run).reached(feed, rows)
+    early = feed.column("event_time") < manifest(model_run / "seed-1/teacher")["pretrained"]["cutoff"]
+    plan = TeacherOfRun.of(model_run).plan()
+    facts = TeacherOfRun.of(model_run).facts(plan, feed)
+    assert facts["pretrained"] == manifest(model_run / "seed-1/teacher")["pretrained"]
     assert early.sum() > 100
     assert reached[early].all()
     assert not reached[int(0.75 * feed.num_rows) :].any()
 
 
-def test_a_run_goes_on_and_is_evaluated_without_the_folder(finished: Path, feed_path: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_and_is_evaluated_without_the_folder(model_run: Path, feed_path: Path, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
-    shutil.copytree(finished, gone)
+    shutil.copytree(model_run, gone)
     (gone / "metrics.json").unlink()
     again = load_yaml(gone / "config.yaml")
     again["pretrain"] = {"epochs": 9}  # says nothing about this run
@@ -181,19 +152,19 @@ def test_a_run_goes_on_and_is_evaluated_without_the_folder(finished: Path, feed_
         run_of(gone, again)
     again["pretrained"]["path"] = load_yaml(gone / "config.yaml")["pretrained"]["path"]
     run_of(gone, again).evaluate()
-    assert json.loads((gone / "metrics.json").read_text()) == json.loads((finished / "metrics.json").read_text())
+    assert json.loads((gone / "metrics.json").read_text()) == json.loads((model_run / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize("capture", [{"mode": "out_of_fold", "folds": 2}, {"mode": "leaky", "allow_leaky": True}])
 def test_other_captures_start_from_it_too(
-    capture: Mapping[str, Any], feed_path: Path, folder: Path, tmp_path: Path
+    capture: Mapping[str, Any], feed_path: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    run_of(tmp_path / "run", plain(feed_path, folder, capture=capture)).teachers()
+    run_of(tmp_path / "run", plain(feed_path, model_folder, capture=capture)).teachers()
     steps = [path.parent for path in sorted((tmp_path / "run").glob("seed-1/teacher*/manifest.json"))]
     assert len(steps) == (3 if capture["mode"] == "out_of_fold" else 1)
-    seen = safetensors.torch.load_file(folder / "seen.safetensors")["tokens.table.weight"]
+    seen = safetensors.torch.load_file(model_folder / "seen.safetensors")["tokens.table.weight"]
     for step in steps:
-        assert torch.equal(weights(step)[TABLE][seen], weights(folder)["tokens.table.weight"][seen])
+        assert torch.equal(weights(step)[TABLE][seen], weights(model_folder)["tokens.table.weight"][seen])
         assert manifest(step)["pretrained"]["frozen"] == ["tokens.table.weight"]
 
 
@@ -206,11 +177,11 @@ def later(folder: Path, cutoff: int, out: Path) -> Path:
 
 
 def test_a_model_that_saw_the_training_rows_is_refused(
-    feed: ParquetSource, feed_path: Path, folder: Path, tmp_path: Path
+    feed: ParquetSource, feed_path: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     times = feed.column("event_time")
     first, test = int(times[int(0.3 * feed.num_rows)]), int(times[int(0.75 * feed.num_rows)])
-    peeked = later(folder, first + 1, tmp_path / "peeked")
+    peeked = later(model_folder, first + 1, tmp_path / "peeked")
     with pytest.raises(
         LeakError, match=r"pre-trained on events up to .*, and the first training row is of (.|\n)*train_from"
     ):
@@ -218,19 +189,21 @@ def test_a_model_that_saw_the_training_rows_is_refused(
     assert not list((tmp_path / "run").glob("seed-*"))
     leaky = {"mode": "leaky", "allow_leaky": True}
     run_of(tmp_path / "leaky", plain(feed_path, peeked, capture=leaky)).teachers()
-    beyond = later(folder, test + 1, tmp_path / "beyond")
+    beyond = later(model_folder, test + 1, tmp_path / "beyond")
     with pytest.raises(LeakError, match="the first test row is of"):
         run_of(tmp_path / "run", plain(feed_path, beyond, capture=leaky)).teachers()
 
 
-def test_a_model_of_another_dataset_is_refused(twin: ParquetSource, folder: Path, tmp_path: Path) -> None:
+def test_a_model_of_another_dataset_is_refused(twin: ParquetSource, model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the pre-trained model is of another dataset: \w+, and the run's is \w+"):
-        run_of(tmp_path / "run", plain(twin.path, folder)).teachers()
+        run_of(tmp_path / "run", plain(twin.path, model_folder)).teachers()
 
 
-def test_another_model_than_that_of_finished_teachers_is_refused(feed_path: Path, folder: Path, tmp_path: Path) -> None:
+def test_another_model_than_that_of_finished_teachers_is_refused(
+    feed_path: Path, model_folder: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "pre"
-    shutil.copytree(folder, path)
+    shutil.copytree(model_folder, path)
     run_of(tmp_path / "run", plain(feed_path, path)).teachers()
     shutil.rmtree(path)
     pretrain(of_run({**plain(feed_path), "pretrain": {**PRETRAIN, "seed": 2}}, installed(), None), path)
@@ -256,18 +229,23 @@ def test_another_model_than_that_of_finished_teachers_is_refused(feed_path: Path
     ],
 )
 def test_a_transfer_that_cannot_be_is_refused(
-    taken: dict[str, Any], changes: dict[str, Any], expected: str, feed_path: Path, folder: Path, tmp_path: Path
+    taken: dict[str, Any],
+    changes: dict[str, Any],
+    expected: str,
+    feed_path: Path,
+    model_folder: Path,
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(UsageError, match=expected):
-        run_of(tmp_path / "run", plain(feed_path, folder, pretrained=taken, **changes)).teachers()
+        run_of(tmp_path / "run", plain(feed_path, model_folder, pretrained=taken, **changes)).teachers()
 
 
 def test_layers_are_transferred_whole_and_frozen_only_where_asked(
-    feed_path: Path, folder: Path, tmp_path: Path
+    feed_path: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     taken = {"transfer": ["^tokens", "^layers"], "freeze": ["project"]}
-    run_of(tmp_path / "run", plain(feed_path, folder, pretrained=taken)).teachers()
-    before, after = weights(folder), weights(tmp_path / "run/seed-1/teacher")
+    run_of(tmp_path / "run", plain(feed_path, model_folder, pretrained=taken)).teachers()
+    before, after = weights(model_folder), weights(tmp_path / "run/seed-1/teacher")
     step = manifest(tmp_path / "run/seed-1/teacher")["pretrained"]
     assert step["transferred"]["layers.0.output.weight"] == "all"
     assert step["frozen"] == ["layers.0.project.weight"]
@@ -276,15 +254,15 @@ def test_layers_are_transferred_whole_and_frozen_only_where_asked(
     assert not torch.equal(after[TABLE], before["tokens.table.weight"])
 
 
-def test_a_damaged_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_refused(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"this folder holds no pre-trained model\n  where: pretrained.path: "):
         Pretrained.open(tmp_path)
     broken = tmp_path / "broken"
-    shutil.copytree(folder, broken)
+    shutil.copytree(model_folder, broken)
     (broken / "model.safetensors").write_bytes(b"x")
     with pytest.raises(IntegrityError, match="a file of the run is absent or was changed"):
         Pretrained.open(broken).parameters()
-    (broken / "manifest.json").write_text(json.dumps({**manifest(folder), "version": 9}))
+    (broken / "manifest.json").write_text(json.dumps({**manifest(model_folder), "version": 9}))
     with pytest.raises(UsageError, match="recdistill-pretrained version 9, and this recdistill reads"):
         Pretrained.open(broken)
     (broken / "manifest.json").write_text(json.dumps({"format": "recdistill-pretrained", "version": 1}))
@@ -310,83 +288,47 @@ def test_held_parameters_do_not_move(feed: ParquetSource) -> None:
     assert not torch.equal(end["teacher.layers.0.output.weight"], start["teacher.layers.0.output.weight"])
 
 
-def test_a_teacher_that_is_not_trained_here_takes_nothing_over(feed_path: Path, folder: Path) -> None:
+def test_a_teacher_that_is_not_trained_here_takes_nothing_over(feed_path: Path, model_folder: Path) -> None:
     asked = {"name": "scores_file", "path": "x", "scale": "logit"}
-    assert "pretrained" in without_effect(make_plan(plain(feed_path, folder, teacher=asked), installed()))
+    assert "pretrained" in without_effect(make_plan(plain(feed_path, model_folder, teacher=asked), installed()))
     assert "pretrained" not in without_effect(make_plan(plain(feed_path, teacher=asked), installed()))
 
 
-def test_nothing_left_to_train_is_refused(feed_path: Path, folder: Path, feed: ParquetSource) -> None:
+def test_nothing_left_to_train_is_refused(feed_path: Path, model_folder: Path, feed: ParquetSource) -> None:
     module = teacher_module(feed, layers=1)
     for name, part in module.named_parameters():
         if not name.startswith("teacher.layers"):
             part.requires_grad_(False)
     taken = {"transfer": ["^layers"], "freeze": ["^layers"]}
+    plan = make_plan(plain(feed_path, model_folder, pretrained=taken), installed())
     with pytest.raises(UsageError, match=r"every parameter of the teacher would be frozen\n  where: pretrained.freeze"):
-        take_over(make_plan(plain(feed_path, folder, pretrained=taken), installed()), module, feed)
+        take_over(plan, module, feed, make_split(feed, plan.config.split))
 
 
-def test_the_gap_of_runs(recdistill: Verb, finished: Path, feed_path: Path, tmp_path: Path) -> None:
-    run_of(tmp_path / "without", plain(feed_path)).teachers()
-    found = answer(
-        recdistill("teacher", "gap", finished, tmp_path / "without", "--rows", 500, "--resamples", 50, "--json")
-    )
-    assert [bool(entry["pretrained"]) for entry in found["runs"]] == [True, False]
-    assert [entry["train_rows"] for entry in found["runs"]] == [500, 500]
-    for entry in found["runs"]:
-        for metric in ("ne", "auc"):
-            sides = entry[metric]
-            assert sides["gap"]["value"] == pytest.approx(sides["test"]["value"] - sides["train"]["value"])
-            assert sides["gap"]["low"] <= sides["gap"]["value"] <= sides["gap"]["high"]
-    one, two = (entry["ne"] for entry in found["runs"])
-    other = found["runs"][1]["versus_first"]["ne"]
-    assert "versus_first" not in found["runs"][0]
-    for side in ("train", "test", "gap"):
-        assert other[side]["value"] == pytest.approx(two[side]["value"] - one[side]["value"])
-        assert other[side]["low"] <= other[side]["value"] <= other[side]["high"]
-    # the test side is what the run itself reports
-    reported = json.loads((finished / "metrics.json").read_text())["teacher"]
-    assert found["runs"][0]["auc"]["test"]["value"] == pytest.approx(reported["auc"], abs=1e-9)
-    assert found["runs"][0]["ne"]["test"]["value"] == pytest.approx(reported["ne"], abs=1e-9)
-    code, out, _ = recdistill("teacher", "gap", finished, "--rows", 100, "--resamples", 20)
-    assert (code, "gap: test minus training" in out) == (0, True)
+def test_a_folder_that_was_replaced_since_the_run_began_is_looked_at_again(
+    feed: ParquetSource, feed_path: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    first = int(feed.column("event_time")[int(0.3 * feed.num_rows)])
+    plan = make_plan(plain(feed_path, later(model_folder, first + 1, tmp_path / "peeked")), installed())
+    module = teacher_module(feed, layers=1)
+    before = {name: part.clone() for name, part in module.named_parameters()}
+    with pytest.raises(LeakError, match="pre-trained on events up to"):
+        take_over(plan, module, feed, make_split(feed, plan.config.split))
+    assert all(torch.equal(part, before[name]) for name, part in module.named_parameters())
 
 
-def test_runs_of_other_rows_have_no_paired_difference(finished: Path, feed_path: Path, tmp_path: Path) -> None:
-    run_of(tmp_path / "short", {**plain(feed_path), "split": {"train_from": "60%", "test_from": "75%"}}).teachers()
-    found = gaps([finished, tmp_path / "short"], rows=100, resamples=20)
-    assert found["runs"][1]["versus_first"] == {"ne": None, "auc": None}
-
-
-def test_the_gap_is_the_difference_of_two_metrics() -> None:
-    rng = np.random.default_rng(0)
-    label, user = rng.integers(0, 2, 80).astype(float), rng.integers(0, 10, 80)
-    good = [label * 2 + rng.normal(size=80)]
-    train, test = Scored(label[:50], user[:50], good[:1]), Scored(label[50:], user[50:] + 5, [good[0][50:]])
-    train = Scored(train.label, train.user, [good[0][:50]])
-    found = intervals(draw(Auc(), train, test, 50), 0.9)
-    same = intervals(draw(Auc(), train, test, 50) - draw(Auc(), train, test, 50), 0.9)
-    assert same["gap"] == {"value": 0.0, "low": 0.0, "high": 0.0}  # paired: a model against itself has no spread
-    for name, part in (("train", train), ("test", test)):
-        wanted = Auc().prepare(part.logits[0], part.label, part.user)(np.ones(int(part.user.max()) + 1))
-        assert found[name]["value"] == pytest.approx(wanted)
-
-
-def test_gaps_of_what_has_none_are_refused(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--rows and --resamples must be at least 1, got 0 and 5"):
-        gaps([finished], rows=0, resamples=5)
-    with pytest.raises(UsageError, match="this is no run directory"):
-        gaps([tmp_path])
-
-
-def test_the_verb_refuses_what_it_cannot_do(recdistill: Verb, feed_path: Path, folder: Path, tmp_path: Path) -> None:
+def test_the_verb_refuses_what_it_cannot_do(
+    recdistill: Verb, feed_path: Path, model_folder: Path, tmp_path: Path
+) -> None:
     file = write_config(tmp_path / "run.yaml", plain(feed_path))
     refused(recdistill("teacher", "pretrain", "--json"), "UsageError", "nothing says what to pre-train")
     refused(
         recdistill("teacher", "pretrain", "--preset", "hstu-ml1m", "--json"), "UsageError", "a preset needs a dataset"
     )
     refused(
-        recdistill("teacher", "pretrain", file, "--out", folder, "--json"), "UsageError", "the folder exists already"
+        recdistill("teacher", "pretrain", file, "--out", model_folder, "--json"),
+        "UsageError",
+        "the folder exists already",
     )
     out = ("--out", tmp_path / "out", "--json")
     refused(
