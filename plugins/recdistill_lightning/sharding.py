@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import safetensors.torch
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, distributed, nn
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 from recdistill_core.files import whole_or_absent
 from recdistill_core.interfaces import TrainableTeacher, outermost_lists
 from recdistill_core.ranks import rank_and_world, whole
+from recdistill_core.weights import save_weights
 from recdistill_lightning.checkpoints import load_sharded, save_sharded
 
 __all__ = ["FSDP2Strategy", "full_weights", "save_full_weights", "shard"]
@@ -152,6 +152,6 @@ def save_full_weights(module: nn.Module, path: Path) -> None:
     weights = full_weights(module)
     if rank_and_world()[0] == 0:
         with whole_or_absent(path) as scratch:
-            safetensors.torch.save_file(weights, scratch)
+            save_weights(weights, scratch)
     if rank_and_world()[1] > 1:
         distributed.barrier()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from recdistill_core.errors import suggest
 from recdistill_hstu.config import BACKENDS as JAGGED_BACKENDS
+from recdistill_hstu.config import check_names, check_sequence
 
 #: Architectures whose logits are tested to be those of the plain transformers model, one row at a time.
 ARCHITECTURES = ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3")
@@ -73,12 +73,8 @@ class HFConfig:
     score_budget: int = 1 << 20
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "max_length", "context_width", "score_budget"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("kv_heads", "intermediate", "attend_recent", "attend_oldest", "cross_layers", "cross_rank"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        zero = ("kv_heads", "intermediate", "attend_recent", "attend_oldest", "cross_layers", "cross_rank")
+        check_sequence(self, zero)
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width must be an even multiple of heads, got width {self.width} and heads {self.heads}: "
@@ -86,19 +82,4 @@ class HFConfig:
             )
         if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"kv_heads must divide heads, got kv_heads {self.kv_heads} and heads {self.heads}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if not 1 <= self.history_stride <= self.max_length:
-            raise ValueError(
-                f"history_stride must lie in [1, max_length = {self.max_length}], got {self.history_stride}"
-            )
-        if self.attend_oldest and not self.attend_recent:
-            raise ValueError(
-                f"attend_oldest needs attend_recent, without which all events are attended to; got {self.attend_oldest}"
-            )
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"hidden must hold widths of at least 1, got {list(self.hidden)}")
-        for name, known in (("architecture", ARCHITECTURES), ("backend", BACKENDS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}{suggest(value, known)}")
+        check_names(self, {"architecture": ARCHITECTURES, "backend": BACKENDS})

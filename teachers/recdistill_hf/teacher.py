@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recdistill_core.artefact import SHARD, load_as, save_teacher
 from recdistill_core.batch import Batch, Scores
-from recdistill_core.errors import ConfigError, DataError, Problem
+from recdistill_core.errors import ConfigError, Problem
 from recdistill_core.fingerprint import module_fingerprint
 from recdistill_core.interfaces import HistoryWindow, TrainableTeacher
 from recdistill_core.schema import Schema
@@ -78,12 +78,7 @@ class HFTeacher(TrainableTeacher):
             UsageError: if the configured backend cannot serve the tensors.
         """
         layout = Layout.of(batch, Span(self.config.attend_recent, self.config.attend_oldest))
-        if layout.longest > self.config.max_length:
-            raise DataError(
-                f"a history of {layout.longest} events reached a teacher of max_length {self.config.max_length}",
-                where="Batch.history.offsets",
-                fix="ask the source for batches with teacher.history, or raise max_length",
-            )
+        layout.require(self.config.max_length)
         x = self.tokens(batch)
         if self.gap is not None:
             x = x + self.gap(time_gaps(layout))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from recdistill_core.errors import suggest
 
@@ -83,22 +85,9 @@ class HSTUConfig:
     score_budget: int = 1 << 20
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "max_length", "context_width", "score_budget"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("attend_recent", "attend_oldest", "keep_oldest", "cross_layers", "cross_rank"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        check_sequence(self, ("attend_recent", "attend_oldest", "keep_oldest", "cross_layers", "cross_rank"))
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got width {self.width} and heads {self.heads}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if not 1 <= self.history_stride <= self.max_length - self.keep_oldest:
-            most = "max_length" + (" - keep_oldest" if self.keep_oldest else "")
-            raise ValueError(
-                f"history_stride must lie in [1, {most} = {self.max_length - self.keep_oldest}], "
-                f"got {self.history_stride}"
-            )
         if not 0 <= self.truncate_layers < self.layers:
             raise ValueError(f"truncate_layers must lie in [0, layers = {self.layers}), got {self.truncate_layers}")
         lowest, highest = (1, self.max_length) if self.truncate_layers else (0, 0)
@@ -111,17 +100,40 @@ class HSTUConfig:
             raise ValueError(f"stochastic_length must be 0 or lie in (1, 2], got {self.stochastic_length}")
         if self.stochastic_balance and not self.stochastic_length:
             raise ValueError("stochastic_balance needs stochastic_length, got stochastic_length 0")
-        if self.attend_oldest and not self.attend_recent:
-            raise ValueError(
-                f"attend_oldest needs attend_recent, without which all events are attended to; got {self.attend_oldest}"
-            )
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"hidden must hold widths of at least 1, got {list(self.hidden)}")
-        for name, known in (
-            ("attention", ATTENTIONS),
-            ("backend", BACKENDS),
-            ("checkpointing", CHECKPOINTING),
-        ):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}{suggest(value, known)}")
+        check_names(self, {"attention": ATTENTIONS, "backend": BACKENDS, "checkpointing": CHECKPOINTING})
+
+
+def check_sequence(config: Any, zero: Sequence[str]) -> None:
+    """The ranges of the settings that every teacher over sequences has.
+
+    Args:
+        config: of the teacher. zero: names of its settings that are at least 0.
+
+    Raises:
+        ValueError: for the first one that is out of its range.
+    """
+    for names, least in ((("layers", "width", "heads", "max_length", "context_width", "score_budget"), 1), (zero, 0)):
+        for name in names:
+            if getattr(config, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    if not 0.0 <= config.dropout < 1.0:
+        raise ValueError(f"dropout must lie in [0, 1), got {config.dropout}")
+    oldest = config.keep_oldest if "keep_oldest" in zero else 0
+    most = config.max_length - oldest
+    if not 1 <= config.history_stride <= most:
+        shown = "max_length" + (" - keep_oldest" if oldest else "")
+        raise ValueError(f"history_stride must lie in [1, {shown} = {most}], got {config.history_stride}")
+    if config.attend_oldest and not config.attend_recent:
+        raise ValueError(
+            f"attend_oldest needs attend_recent, without which all events are attended to; got {config.attend_oldest}"
+        )
+    if any(width < 1 for width in config.hidden):
+        raise ValueError(f"hidden must hold widths of at least 1, got {list(config.hidden)}")
+
+
+def check_names(config: Any, known: Mapping[str, Sequence[str]]) -> None:
+    """Settings that name one of several things. Raises ValueError for the first that names none of ``known``."""
+    for name, choices in known.items():
+        value = getattr(config, name)
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}{suggest(value, choices)}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recdistill_core.batch import Batch
+from recdistill_core.errors import DataError
 from recdistill_core.interfaces import HistoryWindow
 
 
@@ -106,6 +107,15 @@ class Layout:
             longest=int(lengths.max()) if len(lengths) else 0,
             span=span,
         )
+
+    def require(self, max_length: int) -> None:
+        """Raise DataError where a history is longer than ``max_length``."""
+        if self.longest > max_length:
+            raise DataError(
+                f"a history of {self.longest} events reached a teacher of max_length {max_length}",
+                where="Batch.history.offsets",
+                fix="ask the source for batches with teacher.history, or raise max_length",
+            )
 
     @property
     def num_events(self) -> int:

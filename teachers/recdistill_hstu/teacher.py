@@ -70,12 +70,7 @@ class HSTUTeacher(TrainableTeacher):
         """
         config = self.config
         layout = Layout.of(batch, Span(config.attend_recent, config.attend_oldest))
-        if layout.longest > config.max_length:
-            raise DataError(
-                f"a history of {layout.longest} events reached a teacher of max_length {config.max_length}",
-                where="Batch.history.offsets",
-                fix="ask the source for batches with teacher.history, or raise max_length",
-            )
+        layout.require(config.max_length)
         if self.training and config.stochastic_length and batch.history is not None:
             limit, alpha, balance = config.max_length, config.stochastic_length, config.stochastic_balance
             thinned = stochastic_length(batch.history, limit, alpha, balance=balance)
