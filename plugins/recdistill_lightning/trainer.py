@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +69,30 @@ class LightningTrainer:
             )
             _require_started(trainer)
             stopped: SystemExit | None = None
-            try:
-                trainer.fit(module, datamodule=data)
-            except SystemExit as stop:  # Lightning's answer to SIGINT and SIGTERM; for SIGTERM it says 0
-                stopped = stop
+            with _environment_kept():
+                try:
+                    trainer.fit(module, datamodule=data)
+                except SystemExit as stop:  # Lightning's answer to SIGINT and SIGTERM; for SIGTERM it says 0
+                    stopped = stop
         if stopped is not None or trainer.received_sigterm:
             raise RecdistillError(
                 f"{title} was interrupted", fix="run the same command again; finished steps are kept"
             ) from stopped
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Lightning tells itself by variables such as LOCAL_RANK that processes were started, and leaves them there.
+
+    A later fit of this process with two devices would take itself for a started one, and wait for the other.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _strategy(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +101,7 @@ def test_rows_that_are_held_stay_as_they_are(feed: ParquetSource, tmp_path: Path
     after = load_weights(tmp_path / "model.safetensors")[table]
     assert torch.equal(after[held], before[held])
     assert not torch.equal(after[~held], before[~held])
+    assert "LOCAL_RANK" not in os.environ  # by which Lightning takes a later fit for one of several processes
 
 
 def test_few_updates_are_told_and_every_fit_leaves_a_log(
