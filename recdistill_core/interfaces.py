@@ -25,6 +25,8 @@ from recdistill_core.labels import LogitStore as LogitStore
 from recdistill_core.sampler import Candidates as Candidates
 from recdistill_core.sampler import Sampler as Sampler
 from recdistill_core.schema import Schema
+from recdistill_core.strategy import HeadStrategy as HeadStrategy
+from recdistill_core.strategy import LossParts as LossParts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,35 +212,6 @@ class Debiaser(nn.Module):
     def report(self) -> Mapping[str, Any]:
         """Facts for the run manifest, such as the effective sample size."""
         return {}
-
-
-class LossParts(Protocol):
-    """What a head strategy composes; debiasing, masks and weights are already inside."""
-
-    def hard(self, logit: Tensor) -> Tensor:
-        """``[N]`` task loss of a head's served logits ``[N]``; 0 where the label is not observed."""
-
-    def soft(self, logit: Tensor) -> Tensor:
-        """``[N]`` distillation loss of a head's served logits ``[N]``; 0 where the teacher has no label."""
-
-
-class HeadStrategy(nn.Module):
-    """How teacher labels reach the student.
-
-    Attributes:
-        auxiliary: names of the auxiliary towers to build beside ``main``; they exist only in training.
-    """
-
-    auxiliary: tuple[str, ...] = ()
-
-    def terms(self, heads: Mapping[str, Tensor], parts: LossParts) -> dict[str, Tensor]:
-        """``{name: [N]}``, summed and averaged over rows by the wiring.
-
-        Args:
-            heads: ``{"main": [N], auxiliary name: [N]}`` served logits of one task.
-            parts: the hard and the soft loss of one head.
-        """
-        raise NotImplementedError
 
 
 class Metric(Protocol):

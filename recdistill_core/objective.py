@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recdistill_core.batch import Batch, TeacherSignal
+from recdistill_core.batch import Batch
 from recdistill_core.errors import DataError, PluginError
 from recdistill_core.interfaces import Debiaser, DistillationLoss, HeadStrategy
 
@@ -46,6 +46,20 @@ class Objective(nn.Module):
     def auxiliary(self) -> tuple[str, ...]:
         """Names of the auxiliary towers that the strategy asks for."""
         return self.strategy.auxiliary if self.strategy is not None else ()
+
+    def features(self, head: str, features: Tensor) -> Tensor:
+        """``[N, D]`` that the tower ``head`` is fed, of the backbone's ``features [N, D]``."""
+        if self.strategy is None:
+            return features
+        fed = self.strategy.features(head, features)
+        if not isinstance(fed, Tensor) or fed.shape != features.shape:
+            got = f"shape {list(fed.shape)}" if isinstance(fed, Tensor) else f"type {type(fed).__name__}"
+            raise PluginError(
+                f"{type(self.strategy).__name__} feeds tower {head!r} features of {got}, not {list(features.shape)}",
+                where=type(self.strategy).__module__,
+                fix="return the features as they are, or others of the same shape",
+            )
+        return fed
 
     def terms(self, heads: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """``{term: [N]}`` from ``{head: [N]}`` served logits; ``main`` is the served head."""
@@ -89,27 +103,41 @@ class _Parts:
     def hard(self, logit: Tensor) -> Tensor:
         for debiaser in self.objective.all_debiasers():
             logit = debiaser.training_logit(logit, self.batch, self.task)
-        observed = self.batch.observed[self.task]
-        label = torch.where(observed, self.batch.labels[self.task], 0.0)
+        label, observed = self.label()
         loss = functional.binary_cross_entropy_with_logits(logit, label.to(logit.dtype), reduction="none")
         return torch.where(observed, loss, 0.0) * self.weight
 
-    def soft(self, logit: Tensor) -> Tensor:
-        signal = self.batch.teacher or _absent(logit, self.task)
+    def soft(self, logit: Tensor, *, target: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        loss, strategy = self.objective.loss, self.objective.strategy
+        if loss is None or strategy is None:
+            raise ValueError("this objective was built without a distillation loss")
+        teacher, valid = self.teacher()
+        if target is not None:
+            teacher = torch.where(valid, _per_row(target.detach(), self.batch, strategy, "target"), teacher)
+        scale = self.weight * valid
+        if weight is not None:
+            scale = scale * _per_row(weight.detach(), self.batch, strategy, "weight")
+        teacher = self.objective.correct(teacher.to(logit.dtype), self.batch).detach()
+        student = self.objective.correct(logit, self.batch)
+        values: Tensor = loss(student, teacher, self.batch, scale)
+        return _per_row(values, self.batch, loss, "loss")
+
+    def teacher(self) -> tuple[Tensor, Tensor]:
+        signal = self.batch.teacher
+        if signal is None:
+            nothing = torch.zeros_like(self.weight)
+            return nothing, nothing.bool()
         if self.task not in signal.logits:
             raise DataError(
                 f"the teacher's labels lack task {self.task!r}",
                 where=f"teacher version {signal.version}, tasks {', '.join(signal.logits)}",
                 fix="train the teacher on that task too, or leave the task out of the student's",
             )
-        teacher, valid = signal.clean(self.task)
-        teacher = self.objective.correct(teacher.to(logit.dtype), self.batch).detach()
-        student = self.objective.correct(logit, self.batch)
-        loss = self.objective.loss
-        if loss is None:
-            raise ValueError("this objective was built without a distillation loss")
-        values: Tensor = loss(student, teacher, self.batch, self.weight * valid)
-        return _per_row(values, self.batch, loss, "loss")
+        return signal.clean(self.task)
+
+    def label(self) -> tuple[Tensor, Tensor]:
+        observed = self.batch.observed[self.task]
+        return torch.where(observed, self.batch.labels[self.task], 0.0), observed
 
 
 def _per_row(values: Any, batch: Batch, made_by: nn.Module, what: str) -> Tensor:
@@ -122,8 +150,3 @@ def _per_row(values: Any, batch: Batch, made_by: nn.Module, what: str) -> Tensor
             fix=f"return one value per row, shape [{len(batch)}]; recdistill reduces",
         )
     return values
-
-
-def _absent(logit: Tensor, task: str) -> TeacherSignal:
-    nothing = torch.zeros_like(logit, dtype=torch.bool)
-    return TeacherSignal(logits={task: torch.zeros_like(logit)}, valid={task: nothing}, version="none")

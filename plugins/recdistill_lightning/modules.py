@@ -13,9 +13,10 @@ from torchmetrics import Metric
 
 from recdistill_core.batch import Batch, Scores
 from recdistill_core.errors import DataError, PluginError, UsageError
-from recdistill_core.interfaces import HistoryWindow, ServingModule, Student, TrainableTeacher
+from recdistill_core.interfaces import HeadStrategy, HistoryWindow, ServingModule, Student, TrainableTeacher
 from recdistill_core.objective import Objective
 from recdistill_core.ranks import sum_over_ranks
+from recdistill_core.schedule import Ramp
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.shares import loss_weight
 from recdistill_lightning.trained import TrainedExamples
@@ -53,12 +54,24 @@ class Optimisation:
         Args:
             module: whose parameters are trained. total_steps: of the run.
             kept: names of parameters of which some rows must stay as they are; they do not decay.
+
+        Parameters of a head strategy that has a learning rate of its own are trained at that one, warmed up and decayed
+        alike; Adam keeps its moments by parameter, so this is the step of two optimisers.
         """
-        trained = [(name, part) for name, part in module.named_parameters() if part.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": [part for name, part in trained if name not in kept]}]
-        if len(groups[0]["params"]) < len(trained):
-            groups.append({"params": [part for name, part in trained if name in kept], "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        own = {
+            id(part): strategy.learning_rate
+            for strategy in module.modules()
+            if isinstance(strategy, HeadStrategy) and strategy.learning_rate is not None
+            for part in strategy.parameters()
+        }
+        groups: dict[Any, dict[str, Any]] = {(): {"params": []}}
+        for name, part in module.named_parameters():
+            if part.requires_grad:
+                settings: dict[str, Any] = {"lr": own[id(part)]} if id(part) in own else {}
+                if name in kept:
+                    settings["weight_decay"] = 0.0
+                groups.setdefault(tuple(settings.items()), {"params": [], **settings})["params"].append(part)
+        optimizer = torch.optim.AdamW(groups.values(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
@@ -306,13 +319,27 @@ class StudentModule(_Module):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Scalar loss of all tasks and heads."""
         features = self._features(batch)
-        heads = {"main": self.main(features)}
-        heads.update({name: tower(features) for name, tower in self.auxiliary.items()})
-        for logits in heads.values():
-            _require_logits(self.student, logits, self.objectives, len(batch))
-        by_head = {task: {name: logits[task] for name, logits in heads.items()} for task in self.objectives}
-        terms = {task: self.objective(task).terms(of_task, batch) for task, of_task in by_head.items()}
+        heads = {"main": self.main, **self.auxiliary}
+        # tasks share the answer of a tower, unless their strategies feed it otherwise
+        answers: dict[tuple[str, int], tuple[Tensor, dict[str, Tensor]]] = {}
+        terms = {}
+        for task in self.objectives:
+            objective, logits = self.objective(task), {}
+            for name in ("main", *objective.auxiliary):
+                fed = objective.features(name, features)
+                if (name, id(fed)) not in answers:
+                    answer = heads[name](fed)
+                    _require_logits(self.student, answer, self.objectives, len(batch))
+                    answers[name, id(fed)] = fed, answer  # kept together: no other tensor takes this id meanwhile
+                logits[name] = answers[name, id(fed)][1][task]
+            terms[task] = objective.terms(logits, batch)
         return self._reduced(batch, terms)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Schedules of strategies and losses go one batch on."""
+        for part in self.objectives.modules():
+            if isinstance(part, Ramp):
+                part.advance()
 
     def serving_module(self) -> ServingModule:
         """Backbone and main tower alone."""

@@ -1,4 +1,4 @@
-"""The two basic head strategies."""
+"""Strategies with one soft term: on an auxiliary tower, or on the served head itself."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from recdistill_core.interfaces import HeadStrategy, LossParts
+from recdistill_core.schedule import Ramp
+from recdistill_strategies import SoftConfig
+from recdistill_strategies.confidence import confidence
 
 
-class RecDistill(HeadStrategy):
+class Soft(HeadStrategy):
+    """What the strategies share: ``alpha``, which may change, times a loss that may be weighed by confidence."""
+
+    def __init__(self, config: SoftConfig) -> None:
+        super().__init__()
+        self.alpha = Ramp(config.alpha, config.ramp)
+        self.confidence = confidence(config.confidence)
+
+    def soft(self, logit: Tensor, parts: LossParts, target: Tensor | None = None) -> Tensor:
+        """``[N]`` alpha times the distillation loss of a head's logits ``[N]``, to the teacher's or to ``target``."""
+        weight = None if self.confidence is None else self.confidence(*parts.teacher(), *parts.label())
+        return self.alpha.value() * parts.soft(logit, target=target, weight=weight)
+
+
+class RecDistill(Soft):
     """Decoupled towers (Rec-Distill, arXiv 2605.29755).
 
     ``L = hard(main) + hard(auxiliary) + alpha * soft(auxiliary)``. The main tower's parameters get no gradient from
@@ -18,26 +35,18 @@ class RecDistill(HeadStrategy):
 
     auxiliary = ("auxiliary",)
 
-    def __init__(self, alpha: float) -> None:
-        super().__init__()
-        self.alpha = alpha
-
     def terms(self, heads: Mapping[str, Tensor], parts: LossParts) -> dict[str, Tensor]:
         """See :meth:`HeadStrategy.terms`."""
         return {
             "main/hard": parts.hard(heads["main"]),
             "auxiliary/hard": parts.hard(heads["auxiliary"]),
-            "auxiliary/soft": self.alpha * parts.soft(heads["auxiliary"]),
+            "auxiliary/soft": self.soft(heads["auxiliary"], parts),
         }
 
 
-class Single(HeadStrategy):
+class Single(Soft):
     """One head, the served one: ``L = hard(main) + alpha * soft(main)``; classic distillation, no auxiliary tower."""
-
-    def __init__(self, alpha: float) -> None:
-        super().__init__()
-        self.alpha = alpha
 
     def terms(self, heads: Mapping[str, Tensor], parts: LossParts) -> dict[str, Tensor]:
         """See :meth:`HeadStrategy.terms`."""
-        return {"main/hard": parts.hard(heads["main"]), "main/soft": self.alpha * parts.soft(heads["main"])}
+        return {"main/hard": parts.hard(heads["main"]), "main/soft": self.soft(heads["main"], parts)}

@@ -29,7 +29,7 @@ class Squares(DistillationLoss):
 
 
 class Parts:
-    """Losses whose size each row's coefficients set: ``hard [N]`` and ``soft [N]``."""
+    """Losses whose size each row's coefficients set: ``hard [N]``, and ``soft [N]``, 0 where there is no teacher."""
 
     def __init__(self, hard: Tensor, soft: Tensor) -> None:
         self.weights = {"hard": hard, "soft": soft}
@@ -40,10 +40,22 @@ class Parts:
         self.asked.append("hard")
         return self.weights["hard"] * functional.softplus(logit)
 
-    def soft(self, logit: Tensor) -> Tensor:
+    def soft(self, logit: Tensor, *, target: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
         """``[N]``, as above."""
         self.asked.append("soft")
-        return self.weights["soft"] * functional.softplus(1.5 - logit)
+        aim = self.teacher()[0] if target is None else target.detach()
+        loss = self.weights["soft"] * functional.softplus(1.5 + aim - logit)
+        return loss if weight is None else loss * weight.detach()
+
+    def teacher(self) -> tuple[Tensor, Tensor]:
+        """The same logits however large the losses are."""
+        valid = self.weights["soft"] != 0
+        return torch.where(valid, torch.linspace(-1, 0.5, len(valid), device=valid.device), 0.0), valid
+
+    def label(self) -> tuple[Tensor, Tensor]:
+        """Every third row is positive."""
+        observed = self.weights["hard"] != 0
+        return (torch.arange(len(observed), device=observed.device) % 3 == 0).float() * observed, observed
 
 
 class Heads(dict[str, Tensor]):
@@ -174,6 +186,25 @@ def every_auxiliary_tower_learns(case: Case) -> None:
     case.require(
         not idle, f"builds towers that learn nothing: {', '.join(idle)}; give each a term, or take it out of auxiliary"
     )
+
+
+@check("strategy")
+def main_is_fed_as_it_is_served(case: Case) -> None:
+    """``features`` gives every tower what has the shape of the backbone's answer, and ``main`` that answer itself."""
+    made = case.build()
+    backbone = torch.linspace(-1, 1, ROWS * 4).view(ROWS, 4)
+    for name in ("main", *made.auxiliary):
+        fed = made.features(name, backbone.clone().requires_grad_())
+        case.require(
+            isinstance(fed, Tensor) and fed.shape == backbone.shape,
+            f"feeds the tower {name!r} features of {list(fed.shape) if isinstance(fed, Tensor) else type(fed).__name__}"
+            f" in place of {list(backbone.shape)}",
+        )
+        case.require(
+            name != "main" or torch.equal(fed.detach(), backbone),
+            "feeds the main tower other features in training than the backbone's, on which it is served; change only "
+            "the gradient, as recdistill_core.strategy.scale_gradient does",
+        )
 
 
 def unit_parts() -> Parts:

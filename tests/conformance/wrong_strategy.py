@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from wrong import Plain, Wrong, wrong
 
 from recdistill_core.interfaces import HeadStrategy, LossParts
@@ -172,6 +172,20 @@ class NoTensors(Good):
         return {name: values.detach().numpy() for name, values in super().terms(heads, parts).items()}
 
 
+class Halves(Good):
+    """Feeds the auxiliary tower half of the features."""
+
+    def features(self, head: str, features: Tensor) -> Tensor:
+        return features if head == "main" else features[:, ::2]
+
+
+class Dropping(Good):
+    """Drops features of every tower, the served one too."""
+
+    def features(self, head: str, features: Tensor) -> Tensor:
+        return nn.functional.dropout(features, 0.5)
+
+
 def fails(check: str, made: type[HeadStrategy], fault: str, *, needs: frozenset[str] = frozenset({"teacher"})) -> Wrong:
     return wrong(check, "strategy", lambda config, context: made(), fault, config=Plain, needs=needs)
 
@@ -203,5 +217,7 @@ WRONG = [
     fails(MAIN, Sum, "trains the main tower on something else than its labels"),
     fails("invalid_teacher_labels_move_no_head", ByMean, "(nan) move a head: the gradient differs at head 'aux'"),
     fails("valid_teacher_labels_move_some_head", Deaf, "needs teacher labels and learns nothing from them"),
+    fails("main_is_fed_as_it_is_served", Halves, "feeds the tower 'aux' features of [24, 2] in place of [24, 4]"),
+    fails("main_is_fed_as_it_is_served", Dropping, "feeds the main tower other features in training"),
     fails("it_says_that_it_needs_a_teacher", Good, "does not say that it needs teacher labels", needs=frozenset()),
 ]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from recdistill_core import Batch, History, Schema, TeacherSignal
+from recdistill_core import Batch, BuildContext, History, Schema, TeacherSignal
+from recdistill_core.config import make
+from recdistill_core.registry import installed
 from recdistill_core.schema import Categorical, EventField, KeepRates
 
 SCHEMA = Schema(
@@ -28,6 +31,11 @@ SCHEMA = Schema(
     gives=("position", "propensity"),
 )
 LENGTHS = (5, 0, 9)
+
+
+def component(kind: str, name: str, **values: Any) -> Any:
+    """An installed component of the schema, for the task click."""
+    return make(installed(), kind, {"name": name, **values}, BuildContext(SCHEMA, ("click",)))
 
 
 def make_batch(rows: int = 8, seed: int = 0) -> Batch:

@@ -8,20 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from core_cases import SCHEMA, make_batch
+from core_cases import component, make_batch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recdistill_core import Batch, BuildContext, Debiaser, DistillationLoss, HeadStrategy, Student, TeacherSignal
-from recdistill_core.config import make
+from recdistill_core import Batch, Debiaser, DistillationLoss, HeadStrategy, Student, TeacherSignal
 from recdistill_core.errors import ConfigError, DataError
 from recdistill_core.objective import Objective
-from recdistill_core.registry import installed
 from recdistill_lightning import StudentModule
-
-
-def component(kind: str, name: str, **values: Any) -> Any:
-    return make(installed(), kind, {"name": name, **values}, BuildContext(SCHEMA, ("click",)))
 
 
 class ByPropensity(Debiaser):
