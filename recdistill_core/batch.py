@@ -67,12 +67,19 @@ class TeacherSignal:
         valid: ``{task: [N] bool}``.
         version: the teacher version that wrote the logits.
         scored_at: ``[N]`` int64 ms UTC, or None.
+        members: where the logits are means over several teachers, the labels of each of them; else empty.
     """
 
     logits: Mapping[str, Tensor]
     valid: Mapping[str, Tensor]
     version: str
     scored_at: Tensor | None = None
+    members: tuple[TeacherSignal, ...] = ()
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TeacherSignal:
+        """These labels with ``change`` applied to every tensor, those of the members too."""
+        changed: TeacherSignal = _map(self, change)
+        return changed
 
     def clean(self, task: str) -> tuple[Tensor, Tensor]:
         """``(logit [N], valid [N] bool)`` with NaN, infinite and absurd logits (beyond +-40) masked and set to 0."""
@@ -180,12 +187,7 @@ class Batch:
         history = self.history and replace(
             self.history, row_to_history=self.history.row_to_history[index], row_end=self.history.row_end[index]
         )
-        signal = self.teacher and replace(
-            self.teacher,
-            logits=_map(self.teacher.logits, pick),
-            valid=_map(self.teacher.valid, pick),
-            scored_at=_map(self.teacher.scored_at, pick),
-        )
+        signal = self.teacher and self.teacher.map(pick)
         return Batch(**picked, history=history, keep_rates=self.keep_rates, teacher=signal)
 
     def validate(self, where: str = "batch", schema: Schema | None = None) -> Batch:
@@ -259,6 +261,8 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, Mapping):
         return {key: _map(entry, change) for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_map(entry, change) for entry in value)
     if isinstance(value, History | TeacherSignal | Batch):
         plain = {entry.name: _map(getattr(value, entry.name), change) for entry in fields(value)}
         return type(value)(**plain)

@@ -31,15 +31,10 @@ def choose_labels(
         DataError: if a version is not there, the versions have different tasks, or one does not say until when its
             teacher was trained and the policy asks for it.
     """
-    known = {entry.version: entry for entry in store.versions()}
-    entries = [_require(known, version) for version in choice.versions]
-    for entry in entries[1:]:
-        if set(entry.tasks) != set(entries[0].tasks):
-            raise DataError(
-                f"versions {entries[0].version!r} and {entry.version!r} have labels of different tasks",
-                where=f"logit store; {', '.join(entries[0].tasks)} and {', '.join(entry.tasks)}",
-                fix="choose versions with the same tasks",
-            )
+    entries = require_versions(store, choice)
+    if choice.policy == LabelPolicy.ALL_OF:
+        members = [store.read(entry.version, example_id) for entry in entries]
+        return mean_labels(choice, members, store.snapshot_id())
     until = _trained_until(entries) if choice.policy == LabelPolicy.LATEST_BEFORE_EVENT else None
     order = range(len(entries)) if until is None else sorted(range(len(entries)), key=until.__getitem__, reverse=True)
     chosen = _Chosen(entries[0].tasks, len(example_id))
@@ -51,6 +46,41 @@ def choose_labels(
         if len(rows):
             chosen.take(place, rows, store.read(entries[place].version, example_id[rows.numpy()]))
     return AlignedLabels(chosen.signal(_name(choice)), chosen.origin, choice, store.snapshot_id())
+
+
+def require_versions(store: LogitStore, choice: LabelChoice) -> list[LabelVersion]:
+    """The versions of ``choice``, in its order.
+
+    Raises:
+        DataError: if one is not there, or they have different tasks.
+    """
+    known = {entry.version: entry for entry in store.versions()}
+    entries = [_require(known, version) for version in choice.versions]
+    for entry in entries[1:]:
+        if set(entry.tasks) != set(entries[0].tasks):
+            raise DataError(
+                f"versions {entries[0].version!r} and {entry.version!r} have labels of different tasks",
+                where=f"logit store; {', '.join(entries[0].tasks)} and {', '.join(entry.tasks)}",
+                fix="choose versions with the same tasks",
+            )
+    return entries
+
+
+def mean_labels(choice: LabelChoice, members: Sequence[TeacherSignal], snapshot: str) -> AlignedLabels:
+    """What the policy ``all_of`` makes of the labels of each version.
+
+    Args:
+        choice: the versions. members: labels ``[N]`` of each, in the same order. snapshot: commit of the store.
+    """
+    logits, valid = {}, {}
+    for task in members[0].logits:
+        clean = [member.clean(task) for member in members]
+        count = torch.stack([seen for _, seen in clean]).sum(0)
+        logits[task] = torch.stack([logit for logit, _ in clean]).sum(0) / count.clamp(min=1)
+        valid[task] = count > 0
+    some = torch.stack([torch.stack(list(member.valid.values())).any(0) for member in members])
+    origin = torch.where(some.any(0), some.int().argmax(0), -1).to(torch.int16)
+    return AlignedLabels(TeacherSignal(logits, valid, _name(choice), members=tuple(members)), origin, choice, snapshot)
 
 
 def unlabelled(

@@ -100,11 +100,12 @@ class LogitStore(Protocol):
 
 
 class LabelPolicy(StrEnum):
-    """Which of several versions labels a row."""
+    """Which of several versions labels a row, or that all of them do."""
 
     EXACT = "exact"
     ANY_OF = "any_of"
     LATEST_BEFORE_EVENT = "latest_before_event"
+    ALL_OF = "all_of"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class LabelChoice:
         versions: the allowed ones.
         policy: ``exact``: the only one there is. ``any_of``: the first in this order that has a visible label.
             ``latest_before_event``: of those whose ``facts["trained_until"]`` is not after the row's event, the one
-            with the latest ``trained_until`` that has a visible label.
+            with the latest ``trained_until`` that has a visible label. ``all_of``: the mean of the logits of all that
+            have a visible label; each of them is told, too, in ``TeacherSignal.members``.
     """
 
     versions: tuple[str, ...]
@@ -135,7 +137,8 @@ class AlignedLabels:
 
     Attributes:
         signal: ``[N]`` per task.
-        origin: ``[N]`` int16: place in ``choice.versions`` of the version that labels the row; -1 for none.
+        origin: ``[N]`` int16: place in ``choice.versions`` of the version that labels the row, the first of several;
+            -1 for none.
         choice: what was asked for.
         snapshot: id of the store's commit that was read.
     """
@@ -156,22 +159,30 @@ class AlignedLabels:
         shares: dict[str, dict[str, float]] = {}
         for task, valid in self.signal.valid.items():
             seen = valid[part]
+            members = [member.valid[task][part] for member in self.signal.members]
             shares[task] = {
-                version: _share((origin == place) & seen) for place, version in enumerate(self.choice.versions)
+                version: _share(members[place] if members else (origin == place) & seen)
+                for place, version in enumerate(self.choice.versions)
             }
         return shares
 
     def covered(self, rows: tuple[int, int] | None = None) -> dict[str, float]:
-        """``{task: share of the rows that have a label}``; ``rows`` as for :meth:`coverage`, of which it is the sum."""
+        """``{task: share of the rows that have a label}``; ``rows`` as for :meth:`coverage`."""
         part = slice(*(rows or (0, None)))
         return {task: _share(valid[part]) for task, valid in self.signal.valid.items()}
 
     def masked(self, keep: Tensor) -> AlignedLabels:
         """These labels where ``keep [N]`` is True, and none elsewhere."""
-        valid = {task: seen & keep for task, seen in self.signal.valid.items()}
-        logits = {task: logit.masked_fill(~valid[task], 0.0) for task, logit in self.signal.logits.items()}
-        signal = replace(self.signal, logits=logits, valid=valid)
+        signal = replace(
+            _masked(self.signal, keep), members=tuple(_masked(member, keep) for member in self.signal.members)
+        )
         return replace(self, signal=signal, origin=self.origin.masked_fill(~keep, -1))
+
+
+def _masked(signal: TeacherSignal, keep: Tensor) -> TeacherSignal:
+    valid = {task: seen & keep for task, seen in signal.valid.items()}
+    logits = {task: logit.masked_fill(~valid[task], 0.0) for task, logit in signal.logits.items()}
+    return replace(signal, logits=logits, valid=valid)
 
 
 def full_name(name: str, known: Iterable[str]) -> str:

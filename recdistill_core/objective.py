@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recdistill_core.batch import Batch
+from recdistill_core.batch import Batch, TeacherSignal
 from recdistill_core.errors import DataError, PluginError
 from recdistill_core.interfaces import Debiaser, DistillationLoss, HeadStrategy
 
@@ -123,7 +123,14 @@ class _Parts:
         return _per_row(values, self.batch, loss, "loss")
 
     def teacher(self) -> tuple[Tensor, Tensor]:
+        return self._of(self.batch.teacher)
+
+    def teachers(self) -> list[tuple[Tensor, Tensor]]:
         signal = self.batch.teacher
+        members = signal.members if signal is not None else ()
+        return [self._of(member) for member in members] or [self._of(signal)]
+
+    def _of(self, signal: TeacherSignal | None) -> tuple[Tensor, Tensor]:
         if signal is None:
             nothing = torch.zeros_like(self.weight)
             return nothing, nothing.bool()

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from recdistill_core.schedule import RampConfig
+
 
 class LossParts(Protocol):
     """What a head strategy composes; debiasing, masks and weights are already inside."""
@@ -27,6 +29,9 @@ class LossParts(Protocol):
 
     def teacher(self) -> tuple[Tensor, Tensor]:
         """``(logit [N], valid [N] bool)`` of the teacher, uncorrected; 0 where it has no label."""
+
+    def teachers(self) -> list[tuple[Tensor, Tensor]]:
+        """The same of each teacher, where the student learns from several; else of the one there is."""
 
     def label(self) -> tuple[Tensor, Tensor]:
         """``(label [N], observed [N] bool)``; 0 where it is not observed. For what a loss weighs, never for a logit."""
@@ -82,3 +87,30 @@ def scale_gradient(values: Tensor, factor: float) -> Tensor:
     """
     scaled: Tensor = _ScaleGradient.apply(values, factor)  # type: ignore[no-untyped-call]  # torch ships it without types
     return scaled
+
+
+class Ramp(nn.Module):
+    """A value that goes from ``start`` to ``ramp.to`` and stays there; a constant without ``ramp``.
+
+    ``StudentModule`` calls :meth:`advance` after every batch it has trained on. How far it has come is a buffer, so
+    that a restored checkpoint goes on where it was.
+
+    Args:
+        start: value of the first batch. ramp: where it goes, or None.
+    """
+
+    at: Tensor
+
+    def __init__(self, start: float, ramp: RampConfig | None = None) -> None:
+        super().__init__()
+        self.start, self.ramp = start, ramp
+        self.register_buffer("at", torch.zeros((), dtype=torch.int64), persistent=ramp is not None)
+
+    def advance(self) -> None:
+        """One more batch is done."""
+        if self.ramp is not None:
+            self.at += 1
+
+    def value(self) -> float:
+        """The value of the batch at hand."""
+        return self.start if self.ramp is None else self.ramp.value(self.start, int(self.at))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from recdistill_core import BuildContext, Component, hookimpl
+from recdistill_core.schedule import RampConfig
 
 if TYPE_CHECKING:
     from recdistill_core import DistillationLoss
@@ -23,13 +24,16 @@ class KLConfig:
 
     Attributes:
         temperature: ``tau`` in [0.01, 100]; above 1 it softens both sides.
+        ramp: where the temperature goes during training: ``{to: 1.0, steps: 10000}``; default: it stays.
     """
 
     temperature: float = 1.0
+    ramp: RampConfig | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and 0.01 <= self.temperature <= 100.0):
-            raise ValueError(f"temperature must lie in [0.01, 100], got {self.temperature}")
+        for name, value in (("temperature", self.temperature), ("ramp.to", self.ramp.to if self.ramp else 1.0)):
+            if not (math.isfinite(value) and 0.01 <= value <= 100.0):
+                raise ValueError(f"{name} must lie in [0.01, 100], got {value}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def build_kl(config: KLConfig, context: BuildContext) -> DistillationLoss:
     """The loss :class:`recdistill_soft.loss.TemperatureKL`."""
     from recdistill_soft.loss import TemperatureKL
 
-    return TemperatureKL(config.temperature)
+    return TemperatureKL(config.temperature, config.ramp)
 
 
 def build_mse(config: MSEConfig, context: BuildContext) -> DistillationLoss:

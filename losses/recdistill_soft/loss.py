@@ -12,6 +12,8 @@ from torch.nn import functional
 from recdistill_core.batch import Batch
 from recdistill_core.errors import DataError
 from recdistill_core.interfaces import DistillationLoss
+from recdistill_core.schedule import RampConfig
+from recdistill_core.strategy import Ramp
 
 
 class PointwiseLoss(DistillationLoss):
@@ -52,19 +54,20 @@ class TemperatureKL(PointwiseLoss):
     ``d/dz_S = tau * (p_S - p_T)``. Zero where the logits agree, up to rounding: about 1e-7 * tau^2 of either sign.
 
     Args:
-        temperature: ``tau`` > 0.
+        temperature: ``tau`` > 0. ramp: where it goes during training; None: it stays.
     """
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    def __init__(self, temperature: float = 1.0, ramp: RampConfig | None = None) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature = Ramp(temperature, ramp)
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """``[N]`` divergences."""
-        student, teacher = student / self.temperature, teacher / self.temperature
+        temperature = self.temperature.value()
+        student, teacher = student / temperature, teacher / temperature
         yes = torch.sigmoid(teacher) * (functional.logsigmoid(teacher) - functional.logsigmoid(student))
         no = torch.sigmoid(-teacher) * (functional.logsigmoid(-teacher) - functional.logsigmoid(-student))
-        return self.temperature**2 * (yes + no)
+        return temperature**2 * (yes + no)
 
 
 class ProbabilityMSE(PointwiseLoss):

@@ -16,7 +16,7 @@ from recdistill_core.errors import DataError, PluginError, UsageError
 from recdistill_core.interfaces import HeadStrategy, HistoryWindow, ServingModule, Student, TrainableTeacher
 from recdistill_core.objective import Objective
 from recdistill_core.ranks import sum_over_ranks
-from recdistill_core.schedule import Ramp
+from recdistill_core.strategy import Ramp
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.shares import loss_weight
 from recdistill_lightning.trained import TrainedExamples

@@ -43,12 +43,7 @@ def read_batch(source: SampleSource, rows: NDArray[np.int64], history: HistoryWi
 def labels_at(labels: TeacherSignal, rows: NDArray[np.int64]) -> TeacherSignal:
     """Labels of the row positions ``rows [N]``, copied out of those of all rows."""
     index = torch.from_numpy(rows)
-    return replace(
-        labels,
-        logits={task: logit.index_select(0, index) for task, logit in labels.logits.items()},
-        valid={task: valid.index_select(0, index) for task, valid in labels.valid.items()},
-        scored_at=None if labels.scored_at is None else labels.scored_at.index_select(0, index),
-    )
+    return labels.map(lambda column: column.index_select(0, index))
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from recdistill_core.batch import TeacherSignal
 from recdistill_core.errors import IntegrityError
 from recdistill_core.files import sync, sync_tree
 from recdistill_core.fingerprint import file_sha256
-from recdistill_core.label_choice import choose_labels
-from recdistill_core.labels import AlignedLabels, LabelChoice, LogitStore
+from recdistill_core.label_choice import choose_labels, mean_labels, require_versions
+from recdistill_core.labels import AlignedLabels, LabelChoice, LabelPolicy, LogitStore
 from recdistill_parquet import labels_log
 
 log = logging.getLogger("recdistill.labels")
@@ -50,6 +50,13 @@ def aligned_labels(
         store: root of the store. snapshot: the same store, pinned.
         choice, dataset, example_id, event_time: see :meth:`recdistill_core.labels.AlignedStore.aligned`.
     """
+    if choice.policy == LabelPolicy.ALL_OF:
+        require_versions(snapshot, choice)
+        each = [
+            aligned_labels(store, snapshot, LabelChoice((version,)), dataset, example_id, event_time)
+            for version in choice.versions
+        ]
+        return mean_labels(choice, [one.signal for one in each], each[0].snapshot)
     facts = {
         "dataset": dataset,
         "rows": _rows_digest(example_id, event_time),

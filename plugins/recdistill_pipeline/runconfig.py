@@ -166,8 +166,9 @@ class LabelsConfig:
         versions: teacher versions; ``own`` stands for what this run's teacher makes. Empty: ``own`` alone. Without
             ``own`` no teacher is trained: versions that others have published are read, and for the teacher's side of
             eta they must label the test rows, too.
-        policy: with several versions ``any_of`` (the first of them that has a label) or ``latest_before_event`` (the
-            one whose teacher was trained last before the row); with one, ``exact``.
+        policy: with several versions ``any_of`` (the first of them that has a label), ``latest_before_event`` (the
+            one whose teacher was trained last before the row) or ``all_of`` (the mean of all that have a label; for
+            strategy ``multi_teacher``, each of them); with one, ``exact``.
         snapshot: commit of the store to read, 8 digits of its id or more, for published versions; empty: the newest.
         examples: a Parquet file with a column ``example_id``: only these examples keep their labels; empty: all.
         without: such a file of examples whose labels are left out; empty: none.
@@ -189,7 +190,7 @@ class LabelsConfig:
         if len(set(self.versions)) != len(self.versions) or not all(self.versions):
             raise ValueError(f"versions must be distinct and not empty, got {self.versions}")
         if len(self.versions) > 1 and self.policy == LabelPolicy.EXACT:
-            raise ValueError(f"{len(self.versions)} versions need a policy: any_of or latest_before_event")
+            raise ValueError(f"{len(self.versions)} versions need a policy: any_of, latest_before_event or all_of")
         if self.snapshot and self.own:
             raise ValueError("snapshot is for published versions; labels of this run's teacher are later than any")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from recdistill_core import BuildContext, Component, hookimpl
@@ -81,6 +82,30 @@ class AdapterConfig(AuxiliaryConfig):
             raise ValueError(f"lr must be finite and > 0, got {self.lr}")
 
 
+@dataclass(frozen=True)
+class TeachersConfig(SoftConfig):
+    """Several teachers at once.
+
+    Attributes:
+        weights: of the teachers, in the order of ``labels.versions``, >= 0; empty: equal ones.
+        learned: whether the weights are learnt, from where ``weights`` begin, which must then be there.
+        lr: learning rate of learnt weights, > 0.
+    """
+
+    weights: list[float] = field(default_factory=list)
+    learned: bool = False
+    lr: float = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 <= weight < math.inf for weight in self.weights) or (self.weights and not any(self.weights)):
+            raise ValueError(f"weights must be finite and >= 0, one of them more than 0, got {list(self.weights)}")
+        if self.learned and not (self.weights and all(self.weights)):
+            raise ValueError(f"learned weights begin somewhere: give one > 0 per teacher, got {list(self.weights)}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be finite and > 0, got {self.lr}")
+
+
 def build_rec_distill(config: SoftConfig, context: BuildContext) -> Any:
     """A :class:`recdistill_strategies.heads.RecDistill`."""
     from recdistill_strategies.heads import RecDistill
@@ -109,10 +134,17 @@ def build_student_adapter(config: AdapterConfig, context: BuildContext) -> Any:
     return StudentAdapter(config)
 
 
+def build_multi_teacher(config: TeachersConfig, context: BuildContext) -> Any:
+    """A :class:`recdistill_strategies.teachers.MultiTeacher`."""
+    from recdistill_strategies.teachers import MultiTeacher
+
+    return MultiTeacher(config)
+
+
 @hookimpl
 def recdistill_strategies() -> list[Component]:
-    """``rec_distill``, ``single``, ``exfm_aux`` and ``student_adapter``."""
-    made = {
+    """``rec_distill``, ``single``, ``exfm_aux``, ``student_adapter`` and ``multi_teacher``."""
+    made: dict[str, tuple[type, Callable[[Any, BuildContext], Any], str]] = {
         "rec_distill": (
             SoftConfig,
             build_rec_distill,
@@ -128,6 +160,11 @@ def recdistill_strategies() -> list[Component]:
             AdapterConfig,
             build_student_adapter,
             "exfm_aux, and a tower that learns from an adapter which fits the teacher to fresh labels",
+        ),
+        "multi_teacher": (
+            TeachersConfig,
+            build_multi_teacher,
+            "rec_distill from several teachers (labels.policy all_of), with fixed or learnt weights",
         ),
     }
     teacher = frozenset({"teacher"})

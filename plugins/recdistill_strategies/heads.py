@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from recdistill_core.interfaces import HeadStrategy, LossParts
-from recdistill_core.schedule import Ramp
+from recdistill_core.strategy import Ramp
 from recdistill_strategies import SoftConfig
 from recdistill_strategies.confidence import confidence
 
@@ -20,9 +20,17 @@ class Soft(HeadStrategy):
         self.alpha = Ramp(config.alpha, config.ramp)
         self.confidence = confidence(config.confidence)
 
-    def soft(self, logit: Tensor, parts: LossParts, target: Tensor | None = None) -> Tensor:
-        """``[N]`` alpha times the distillation loss of a head's logits ``[N]``, to the teacher's or to ``target``."""
-        weight = None if self.confidence is None else self.confidence(*parts.teacher(), *parts.label())
+    def soft(self, logit: Tensor, parts: LossParts, target: Tensor | None = None, some: Tensor | None = None) -> Tensor:
+        """``[N]`` alpha times the distillation loss of a head's logits ``[N]``.
+
+        Args:
+            logit: ``[N]``. parts: of the batch. target: ``[N]`` what to learn in place of the teacher's logits.
+            some: ``[N]`` bool, the rows that count; None: all of them.
+        """
+        weight = None if some is None else some.to(logit.dtype)
+        if self.confidence is not None:
+            trust = self.confidence(*parts.teacher(), *parts.label())
+            weight = trust if weight is None else weight * trust
         return self.alpha.value() * parts.soft(logit, target=target, weight=weight)
 
 

@@ -52,6 +52,10 @@ class Parts:
         valid = self.weights["soft"] != 0
         return torch.where(valid, torch.linspace(-1, 0.5, len(valid), device=valid.device), 0.0), valid
 
+    def teachers(self) -> list[tuple[Tensor, Tensor]]:
+        """One teacher."""
+        return [self.teacher()]
+
     def label(self) -> tuple[Tensor, Tensor]:
         """Every third row is positive."""
         observed = self.weights["hard"] != 0

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pipeline_cases import FLIPPED, config, run_of
+from safetensors.torch import load_file
 
 from recdistill_core.errors import ConfigError, DataError, IntegrityError, LeakError, UsageError
 from recdistill_core.interfaces import CaptureMode
@@ -193,7 +194,7 @@ def test_ones_own_labels_and_published_ones_are_mixed_only_by_a_policy(
 ) -> None:
     publish(tmp_path / "labels", feed, "theirs", slice(0, 500), 7.0)
     shared = {"store": {"path": str(tmp_path / "labels")}, "capture": {"warmup_steps": 3}}
-    with pytest.raises(ConfigError, match="2 versions need a policy: any_of or latest_before_event"):
+    with pytest.raises(ConfigError, match="2 versions need a policy: any_of, latest_before_event or all_of"):
         run_of(tmp_path / "no", config(feed_path, **QUICK, **shared, labels={"versions": ["own", "theirs"]}))
     plain = config(feed_path, **QUICK, **shared, labels={"versions": ["own", "theirs"], "policy": "any_of"})
     results = run_of(tmp_path / "out", plain).all()
@@ -206,6 +207,24 @@ def test_ones_own_labels_and_published_ones_are_mixed_only_by_a_policy(
     assert shares["theirs"] > 0  # rows of the warm-up
     assert shares[own] > 0.5
     assert labels["coverage"]["click"] == pytest.approx(sum(shares.values()))
+
+
+def test_several_teachers_teach_at_once_with_learnt_weights(
+    feed: ParquetSource, feed_path: Path, tmp_path: Path
+) -> None:
+    publish(tmp_path / "labels", feed, "theirs", slice(0, 3000), 7.0)
+    shared = {"store": {"path": str(tmp_path / "labels")}}
+    strategy = {"name": "multi_teacher", "weights": [1.0, 1.0], "learned": True, "lr": 0.1}
+    labels = {"versions": ["own", "theirs"], "policy": "all_of"}
+    run_of(tmp_path / "out", config(feed_path, **QUICK, **shared, labels=labels, strategy=strategy)).all()
+    told = manifest(tmp_path / "out", "mlp-distilled")["labels"]
+    own = manifest(tmp_path / "out", "teacher")["labels"]["version"]
+    assert told["policy"] == "all_of"
+    assert told["by_version"]["click"] == {own: 1.0, "theirs": 1.0}
+    assert told["coverage"]["click"] == 1.0
+    learnt = load_file(tmp_path / "out/seed-1/mlp-distilled/model.safetensors")
+    mine, others = learnt["objectives.click.strategy.weights"].softmax(0).tolist()
+    assert mine > others  # the other teacher says 7 of everything
 
 
 def test_chosen_and_left_out_examples(by_user: Path, feed_path: Path, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_resolve_takes_a_name_or_a_mapping() -> None:
 
 def test_make_builds_in_one_call() -> None:
     loss = make(installed(), "loss", {"name": "kl", "temperature": 2.0})
-    assert (type(loss).__name__, loss.temperature) == ("TemperatureKL", 2.0)
+    assert (type(loss).__name__, loss.temperature.value()) == ("TemperatureKL", 2.0)
     with pytest.raises(ConfigError, match=r"loss\.temperatur: unknown key \(did you mean 'temperature'\?\)"):
         make(installed(), "loss", {"name": "kl", "temperatur": 2.0})
     with pytest.raises(

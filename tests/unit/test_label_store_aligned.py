@@ -75,6 +75,29 @@ def test_policies(
         assert found.signal.scored_at.tolist() == expected
 
 
+def test_all_of_is_the_mean_of_those_that_have_a_label_and_tells_each(tmp_path: Path) -> None:
+    store = several(tmp_path)
+    choice = LabelChoice(("a", "b"), LabelPolicy.ALL_OF)
+    keep = torch.tensor([True, False, True, True, True])
+    for found in (choose_labels(store, choice, ROWS, TIMES), aligned(store, "a", "b", policy=LabelPolicy.ALL_OF)):
+        assert values(found) == [1, 1.5, 1.5, 2, 0]
+        assert found.origin.tolist() == [0, 0, 0, 1, -1]
+        assert found.origin.dtype == torch.int16
+        assert [member.version for member in found.signal.members] == ["a", "b"]
+        assert [member.logits["click"].tolist() for member in found.signal.members] == [
+            [1, 1, 1, 0, 0],
+            [0, 2, 2, 2, 0],
+        ]
+        assert (found.signal.version, found.choice, found.snapshot) == ("all_of(a, b)", choice, store.snapshot_id())
+        assert found.covered() == {"click": pytest.approx(0.8)}
+        assert found.coverage() == {"click": {"a": pytest.approx(0.6), "b": pytest.approx(0.6)}}
+        fewer = found.masked(keep)
+        assert values(fewer) == [1, 0, 1.5, 2, 0]
+        assert fewer.coverage() == {"click": {"a": pytest.approx(0.4), "b": pytest.approx(0.4)}}
+    with pytest.raises(DataError, match="has no version 'x'"):
+        aligned(store, "a", "x", policy=LabelPolicy.ALL_OF)
+
+
 def test_a_version_that_was_trained_up_to_the_event_may_label_it(tmp_path: Path) -> None:
     store = several(tmp_path, {"a": 100, "b": 201, "c": 10**6})
     assert values(aligned(store, "a", "b", policy=LATEST)) == [1, 1, 2, 2, 0]

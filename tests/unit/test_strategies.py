@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,12 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recdistill_core import Batch, HeadStrategy, TeacherSignal
+from recdistill_core.errors import DataError
+from recdistill_core.label_choice import mean_labels
+from recdistill_core.labels import LabelChoice, LabelPolicy
 from recdistill_core.objective import Objective
-from recdistill_core.schedule import Ramp, RampConfig
-from recdistill_core.strategy import scale_gradient
+from recdistill_core.schedule import RampConfig
+from recdistill_core.strategy import Ramp, scale_gradient
 from recdistill_lightning import Optimisation
 from recdistill_strategies.confidence import RunningCalibration, confidence
 from recdistill_strategies.exfm import StudentAdapter, scaled_labels
+from recdistill_strategies.teachers import MultiTeacher
 
 ROWS = 40
 
@@ -159,8 +164,8 @@ def test_the_adapter_mends_a_stale_teacher() -> None:
     teacher = torch.randn(20_000)
     batch = taught(teacher)
     labels = torch.rand(20_000) < torch.sigmoid(teacher - math.log(3))
-    object.__setattr__(batch, "labels", {"click": labels.float()})
-    object.__setattr__(batch, "observed", {"click": torch.ones(20_000, dtype=torch.bool)})
+    seen = torch.ones(20_000, dtype=torch.bool)
+    batch = replace(batch, labels={"click": labels.float()}, observed={"click": seen})
     model = Model(made("student_adapter"))
     adapter = model.objective.strategy
     assert isinstance(adapter, StudentAdapter)
@@ -194,6 +199,100 @@ def test_its_own_learning_rate_is_the_step_of_two_optimisers() -> None:
                 optimizer.step()
     for (name, mine), theirs in zip(one.named_parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7, msg=name)
+
+
+# ---------------------------------------------------------------------------------------------------- several teachers
+
+
+def taught_by(*teachers: tuple[Tensor, Tensor]) -> Batch:
+    """Labels of several teachers, as the policy all_of gives them."""
+    members = [TeacherSignal({"click": logit}, {"click": valid}, str(at)) for at, (logit, valid) in enumerate(teachers)]
+    choice = LabelChoice(tuple(member.version for member in members), LabelPolicy.ALL_OF)
+    return make_batch(len(teachers[0][0])).with_teacher(mean_labels(choice, members, "snapshot").signal)
+
+
+def two_teachers() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    rows = torch.arange(ROWS)
+    return (torch.linspace(-3, 3, ROWS), rows % 2 == 0), (torch.linspace(2, -2, ROWS), rows % 3 == 0)
+
+
+@pytest.mark.parametrize("weights", [[], [1.0, 3.0], [0.0, 1.0]])
+def test_several_teachers_are_mixed_by_weight_where_they_have_labels(weights: list[float]) -> None:
+    teachers = two_teachers()
+    batch = taught_by(*teachers)
+    model = Model(made("multi_teacher", weights=weights))
+    found = model.terms(batch)
+    logit = model.towers["auxiliary"](model.shared(batch.numeric).tanh())[:, 0]
+    for row in range(ROWS):
+        each = weights or [1.0, 1.0]
+        there = [(w, z[row]) for w, (z, valid) in zip(each, teachers, strict=True) if valid[row] and w]
+        wanted = torch.zeros(())
+        if there:
+            mixed = sum(w * z for w, z in there) / sum(w for w, _ in there)
+            wanted = functional.binary_cross_entropy_with_logits(logit[row], torch.sigmoid(torch.as_tensor(mixed)))
+        torch.testing.assert_close(found["auxiliary/soft"][row], wanted)
+
+
+def test_other_strategies_learn_the_mean_of_several_teachers() -> None:
+    batch = taught_by(*two_teachers())
+    equal, plain = Model(made("multi_teacher")), Model(made("rec_distill"))
+    one, other = equal.terms(batch), plain.terms(batch)
+    for term in other:
+        torch.testing.assert_close(one[term], other[term])
+
+
+def test_learnt_weights_find_the_better_teacher_and_nothing_else_moves_them() -> None:
+    torch.manual_seed(0)
+    truth, count = torch.randn(20_000), 20_000
+    there = torch.ones(count, dtype=torch.bool)
+    batch = taught_by((torch.randn(count), there), (truth, there))
+    label = (torch.rand(count) < torch.sigmoid(truth)).float()
+    batch = replace(batch, labels={"click": label}, observed={"click": there})
+    model = Model(made("multi_teacher", weights=[1.0, 1.0], learned=True))
+    strategy = model.objective.strategy
+    assert isinstance(strategy, MultiTeacher)
+    for name, term in model.terms(batch).items():
+        moved = any(slope.any() for slope in slopes(term.sum(), strategy))
+        assert moved == (name == "weights/hard"), name
+    optimizer = torch.optim.Adam(strategy.parameters(), 0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        model.terms(batch)["weights/hard"].mean().backward()
+        optimizer.step()
+    assert strategy.weights is not None
+    assert float(strategy.weights.detach().softmax(0)[1]) > 0.9
+
+
+def test_weights_for_other_teachers_than_there_are_are_refused() -> None:
+    model = Model(made("multi_teacher", weights=[1.0, 2.0, 3.0]))
+    with pytest.raises(DataError, match="has 3 weights, and the labels are of 2 teachers") as caught:
+        model.terms(taught_by(*two_teachers()))
+    assert "labels.policy 'all_of'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weights": [1.0, -1.0]}, "weights must be finite and >= 0"),
+        ({"weights": [0.0, 0.0]}, "one of them more than 0"),
+        ({"learned": True}, "learned weights begin somewhere: give one > 0 per teacher"),
+        ({"lr": 0.0}, "lr must be finite and > 0"),
+    ],
+)
+def test_weights_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        component("strategy", "multi_teacher", **values)
+
+
+def test_a_batch_keeps_the_labels_of_each_teacher_when_rows_are_picked() -> None:
+    batch = taught_by(*two_teachers())
+    index = torch.tensor([4, 0, 7])
+    signal = batch.rows(index).teacher
+    assert signal is not None
+    assert batch.teacher is not None
+    for member, whole in zip(signal.members, batch.teacher.members, strict=True):
+        assert torch.equal(member.logits["click"], whole.logits["click"][index])
+        assert torch.equal(member.valid["click"], whole.valid["click"][index])
 
 
 # ----------------------------------------------------------------------------------------- schedules and confidence
