@@ -138,6 +138,8 @@ class Batch:
         keep_rates: ``{task: (positive, negative)}`` known keep rates, or None.
         teacher: teacher labels, or None.
         share: which batch of all processes this is a part of, or None where there is one process.
+        candidates: further rows of the same users and moments with items that were not shown, without any label;
+            None: none. See :mod:`recdistill_lightning.candidates`.
     """
 
     example_id: Tensor
@@ -155,6 +157,7 @@ class Batch:
     keep_rates: Mapping[str, tuple[float, float]] | None = None
     teacher: TeacherSignal | None = None
     share: Share | None = None
+    candidates: Batch | None = None
 
     def __len__(self) -> int:
         return int(self.example_id.shape[0])
@@ -170,10 +173,10 @@ class Batch:
 
     def without_outcomes(self) -> Batch:
         """The same batch without labels and teacher labels: what a model is shown, so that none reaches a logit."""
-        return replace(self, labels={}, observed={}, teacher=None)
+        return replace(self, labels={}, observed={}, teacher=None, candidates=None)
 
     def rows(self, index: Tensor) -> Batch:
-        """The rows ``index`` ([M] int64); their histories are shared, not copied."""
+        """The rows ``index`` ([M] int64), without candidates; their histories are shared, not copied."""
         count = len(self)
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < count:
             raise IndexError(f"rows {int(index.min())} to {int(index.max())} of a batch with {count} rows")
@@ -182,7 +185,7 @@ class Batch:
             return tensor[index]
 
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        kept = {"history", "keep_rates", "teacher"}
+        kept = {"history", "keep_rates", "teacher", "candidates"}
         picked = {name: _map(value, pick) for name, value in plain.items() if name not in kept}
         history = self.history and replace(
             self.history, row_to_history=self.history.row_to_history[index], row_end=self.history.row_end[index]

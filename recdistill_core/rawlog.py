@@ -29,12 +29,16 @@ class RawCategorical:
 
 @dataclass(frozen=True)
 class RawNumeric:
-    """A float feature. ``log1p`` maps x to log(1 + x) and refuses x < 0; null is refused unless ``missing`` is set."""
+    """A float feature. ``log1p`` maps x to log(1 + x) and refuses x < 0; null is refused unless ``missing`` is set.
+
+    ``side`` says whose property it is: ``user``, ``item`` or ``context``.
+    """
 
     name: str
     column: str = ""
     log1p: bool = False
     missing: float | None = None
+    side: str = "context"
 
 
 @dataclass(frozen=True)

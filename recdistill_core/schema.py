@@ -67,6 +67,7 @@ class Schema:
         tasks: names of the binary tasks; labels are 0 or 1.
         categorical: features with ids of a vocabulary (id 0 = out of vocabulary).
         numeric: names of float features, finite, scaled as the model shall see them.
+        numeric_sides: numeric feature -> whose property it is, of :data:`SIDES`; what is not named is not known.
         events: columns of the event table besides ``time`` and ``action``; the first is ``item``.
         actions: names of the bits of an event's ``action`` code, lowest bit first.
         vocabularies: name -> size, the out-of-vocabulary row included.
@@ -79,6 +80,7 @@ class Schema:
     tasks: tuple[str, ...]
     categorical: tuple[Categorical, ...] = ()
     numeric: tuple[str, ...] = ()
+    numeric_sides: Mapping[str, str] = field(default_factory=dict)
     events: tuple[EventField, ...] = ()
     actions: tuple[str, ...] = ()
     vocabularies: Mapping[str, int] = field(default_factory=dict)
@@ -94,6 +96,9 @@ class Schema:
         twice = [name for name in names if names.count(name) > 1] + [t for t in self.tasks if self.tasks.count(t) > 1]
         if twice:
             raise ValueError(f"{twice[0]!r} is there more than once")
+        for name, side in self.numeric_sides.items():
+            if name not in self.numeric or side not in SIDES:
+                raise ValueError(f"numeric_sides: {name!r} is no numeric feature, or {side!r} is none of {SIDES}")
         if self.time_unit != "ms":
             raise ValueError(f"time_unit must be 'ms', got {self.time_unit!r}")
         if self.events and self.events[0].name != "item":
@@ -161,6 +166,7 @@ class Schema:
                 tasks=tuple(plain["tasks"]),
                 categorical=tuple(Categorical(**entry) for entry in plain.get("categorical", ())),
                 numeric=tuple(plain.get("numeric", ())),
+                numeric_sides=dict(plain.get("numeric_sides", {})),
                 events=tuple(EventField(**entry) for entry in plain.get("events", ())),
                 actions=tuple(plain.get("actions", ())),
                 vocabularies=dict(plain.get("vocabularies", {})),

@@ -145,7 +145,7 @@ def _schema(user_features: tuple[str, ...]) -> RawSchema:
         item_id="video_id",
         event_time="time_ms",
         categorical=tuple(categorical),
-        numeric=(RawNumeric("log_duration", missing=0.0),),
+        numeric=(RawNumeric("log_duration", missing=0.0, side="item"),),
         history_rates=(
             HistoryRate("user_long_view_rate", "long_view", prior_rate=0.3, prior_count=5.0),
             HistoryRate("user_like_rate", "like", prior_rate=0.02, prior_count=20.0),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -19,6 +17,9 @@ from recdistill_core.errors import LeakError, UsageError
 from recdistill_core.fingerprint import digest
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LabelWriter, LogitStore
 from recdistill_core.ranks import from_first, rows_of_all_ranks
+from recdistill_lightning.candidate_capture import CandidateCapture
+from recdistill_lightning.candidates import Candidates
+from recdistill_lightning.capture_versions import committed, require_not_revoked, told_what_to_do
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.modules import TeacherModule
 from recdistill_lightning.order import SHUFFLED
@@ -49,6 +50,10 @@ class LogitCapture(L.Callback):
     Attributes:
         version: the teacher version, known once the fit has started.
         committed: the label version, known once the fit has ended.
+        candidates: likewise for candidates, ``candidates.committed``.
+
+    Where the data module has candidates (:mod:`recdistill_lightning.candidates`), they are scored just before the
+    update on their row, and get a version of their own.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class LogitCapture(L.Callback):
         self._restored = trained or TrainedExamples()
         self._before = TrainedExamples()
         self._writer: LabelWriter | None = None
+        self.candidates = CandidateCapture(store, resume)
         self._again = self._capturing = False
         self._updates = self._forwards = 0
 
@@ -96,6 +102,9 @@ class LogitCapture(L.Callback):
         found = committed(self.store, self.version, CaptureMode.PREQUENTIAL, facts) if self.resume else None
         self.committed = from_first(found)
         self._capturing = self.committed is None
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, DistillationDataModule) and isinstance(data.candidates, Candidates):
+            self.candidates.start(self.version, list(pl_module.objectives), view, facts, data.candidates)
         if self._capturing and trainer.is_global_zero:
             self._writer = self.store.writer(
                 self.version, tasks=list(pl_module.objectives), mode=CaptureMode.PREQUENTIAL, view=view, facts=facts
@@ -106,11 +115,14 @@ class LogitCapture(L.Callback):
     ) -> None:
         """Note how many updates and forward passes precede this batch."""
         self._updates, self._forwards = trainer.global_step, _forwards(pl_module)
+        if self._updates >= self.warmup_steps and self._first_sight(trainer) and isinstance(pl_module, TeacherModule):
+            self.candidates.score(pl_module, batch)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Keep the logits that this step's forward pass gave."""
+        self.candidates.keep(self._updates)
         if not self._capturing or self._updates < self.warmup_steps or not self._first_sight(trainer):
             return
         # the ids of all processes, so that all of them refuse, and none is left waiting for the others
@@ -137,6 +149,7 @@ class LogitCapture(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the labels visible, once every process has come to the end."""
         trainer.strategy.barrier()
+        self.candidates.commit()
         if self._writer is not None:
             self.committed = self._writer.commit()
             self._writer = None
@@ -144,6 +157,7 @@ class LogitCapture(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave nothing half-written."""
+        self.candidates.abort()
         if self._writer is not None:
             self._writer.abort()
             self._writer = None
@@ -193,47 +207,6 @@ def rows_of_all(batch: Batch, logits: Mapping[str, Tensor]) -> tuple[Tensor, dic
     bits = found[:, 1:].to(torch.int32).unbind(dim=1)
     gathered = {task: column.contiguous().view(torch.float32) for task, column in zip(plain, bits, strict=True)}
     return found[:, 0].contiguous(), gathered
-
-
-def committed(store: LogitStore, version: str, mode: CaptureMode, facts: Mapping[str, Any]) -> LabelVersion | None:
-    """The committed version of this name, if mode and facts are the same; for jobs that were interrupted."""
-    plain = json.loads(json.dumps(dict(facts)))
-    found = (entry for entry in store.versions() if entry.version == version and entry.mode == mode)
-    return next((entry for entry in found if dict(entry.facts) == plain), None)
-
-
-def require_not_revoked(store: LogitStore, version: str) -> bool:
-    """Whether anything was committed under this version.
-
-    Raises:
-        UsageError: if it was revoked: the same teacher would be trained again for labels that nobody is to see.
-    """
-    entry = next((entry for entry in store.versions() if entry.version == version), None)
-    if entry is not None and entry.revoked:
-        raise UsageError(
-            f"labels of version {version!r}, which this teacher would make again, are revoked: {entry.revoked}",
-            where="logit store",
-            fix="restore them, use another store, or change what makes the labels: data, schedule, seed or facts",
-        )
-    return entry is not None
-
-
-@contextmanager
-def told_what_to_do(version: str, again: bool) -> Iterator[None]:
-    """Where an earlier fit has committed the version, a conflict is most likely a script that was run a second time."""
-    try:
-        yield
-    except LeakError as error:
-        if not again:
-            raise
-        raise LeakError(
-            f"{error.what}; an earlier fit has committed labels of this version",
-            where=error.where,
-            fix=f"to learn from those labels, read them (read_labels(..., {version!r}, ...)) without a capture; "
-            "to train the teacher again and let them stand, give resume=True; to capture anew, use another store, or "
-            "facts={...} that say what is different now, which makes another version. Equal labels would have been "
-            "dropped: dropout or a GPU gives other ones in each run",
-        ) from error
 
 
 def _reading(trainer: L.Trainer) -> list[Any]:

@@ -13,7 +13,8 @@ from recdistill_core.batch import Batch
 from recdistill_core.errors import LeakError, UsageError
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore, SampleSource
 from recdistill_core.ranks import from_first, rank_and_world
-from recdistill_lightning.capture import committed, require_not_revoked, rows_of_all, told_what_to_do
+from recdistill_lightning.capture import rows_of_all
+from recdistill_lightning.capture_versions import committed, require_not_revoked, told_what_to_do
 from recdistill_lightning.modules import TeacherModule
 from recdistill_lightning.shares import share_of
 from recdistill_lightning.trained import TrainedExamples

@@ -17,6 +17,7 @@ from recdistill_core.errors import DataError, UsageError
 from recdistill_core.interfaces import HistoryWindow, LogitStore, SampleSource
 from recdistill_core.label_choice import choose_labels
 from recdistill_core.labels import AlignedLabels, AlignedStore, LabelChoice
+from recdistill_lightning.candidates import CandidateLabels, Candidates
 from recdistill_lightning.order import ReadOrder, row_batches
 from recdistill_lightning.rows import FixedRows, Phases, RowBatches, RowSampler, dealt, read_batch
 
@@ -41,6 +42,8 @@ class DistillationDataModule(L.LightningDataModule):
         test: row positions for validation, testing and prediction, read in strict time order.
         history: how much history each row needs; ``module.history`` of a teacher or student.
         labels: teacher labels of all rows of the dataset (see :func:`read_labels`, :func:`align_labels`), or None.
+        candidates: items that were not shown beside the training rows: bare for a teacher that is to score them, with
+            labels for a student that is to learn from them; None: none.
         seed: of the order inside windows.
     """
 
@@ -56,6 +59,7 @@ class DistillationDataModule(L.LightningDataModule):
         test: tuple[int, int] | None = None,
         history: HistoryWindow | None = None,
         labels: TeacherSignal | AlignedLabels | None = None,
+        candidates: Candidates | CandidateLabels | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -72,6 +76,7 @@ class DistillationDataModule(L.LightningDataModule):
         self.phases = Phases(start, stop, stream, batch_epochs)
         self.keep, self.test_rows = keep, test
         self.batches = RowBatches(source, history, labels)
+        self.candidates = candidates
         self._after = (0, 0)
 
     @property
@@ -92,10 +97,17 @@ class DistillationDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """This process's share of the training batches, in the read order."""
-        order, keep = self.order, self.keep
+        order, keep, part = self.order, self.keep, self._part()
+        if self.candidates is not None and part[1] > 1:
+            raise UsageError(
+                "candidates beside the rows are for training in one process",
+                where="DistillationDataModule(candidates=...)",
+                fix="leave them out, or train in one process",
+            )
         after, self._after = self._after, (0, 0)  # of the fit that goes on, not of a later one
-        sampler = RowSampler(self.source, self.phases, order, self.seed, keep, part=self._part(), after=after)
-        return DataLoader(self.batches, sampler=sampler, batch_size=None)
+        sampler = RowSampler(self.source, self.phases, order, self.seed, keep, part=part, after=after)
+        batches = RowBatches(self.source, self.batches.history, self.batches.labels, self.candidates)
+        return DataLoader(batches, sampler=sampler, batch_size=None)
 
     def state_dict(self) -> dict[str, Any]:
         """How far the training rows are read, for Lightning's checkpoints."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -277,6 +278,7 @@ class StudentModule(_Module):
         student: the model.
         objectives: ``{task: Objective(task, strategy, loss, debiasers)}``; without a strategy the student is raw.
         optimisation: optimiser settings.
+        candidate_weight: how much a candidate's soft loss counts beside a row's, >= 0, where the batches have some.
         metrics: ``{name: torchmetrics.Metric}`` for validation, fed ``(logit, label, user_id)``.
     """
 
@@ -286,10 +288,13 @@ class StudentModule(_Module):
         objectives: Mapping[str, Objective],
         optimisation: Optimisation | None = None,
         *,
+        candidate_weight: float = 1.0,
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__(objectives, optimisation, metrics or {})
-        self.student = student
+        if not 0 <= candidate_weight < math.inf:
+            raise UsageError(f"candidate_weight must be finite and >= 0, got {candidate_weight}")
+        self.student, self.candidate_weight = student, candidate_weight
         self.main = student.tower()
         names = {name: None for task in objectives for name in objectives[task].auxiliary}
         self.auxiliary = nn.ModuleDict({name: student.tower() for name in names})
@@ -317,7 +322,18 @@ class StudentModule(_Module):
         return features
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Scalar loss of all tasks and heads."""
+        """Scalar loss of all tasks and heads; a candidate's soft loss counts ``candidate_weight`` times a row's."""
+        loss = self._reduced(batch, self._terms(batch))
+        if batch.candidates is None:
+            return loss
+        found = self._terms(batch.candidates)
+        # hard terms are 0 without an observed label
+        named = {task: {f"candidates/{name}": term for name, term in terms.items()} for task, terms in found.items()}
+        weight = self.candidate_weight * len(batch.candidates) / len(batch)
+        return loss + weight * self._reduced(batch.candidates, named)
+
+    def _terms(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """``{task: {term: [N]}}`` of a batch."""
         features = self._features(batch)
         heads = {"main": self.main, **self.auxiliary}
         # tasks share the answer of a tower, unless their strategies feed it otherwise
@@ -333,7 +349,7 @@ class StudentModule(_Module):
                     answers[name, id(fed)] = fed, answer  # kept together: no other tensor takes this id meanwhile
                 logits[name] = answers[name, id(fed)][1][task]
             terms[task] = objective.terms(logits, batch)
-        return self._reduced(batch, terms)
+        return terms
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Schedules of strategies and losses go one batch on."""

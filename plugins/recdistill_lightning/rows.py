@@ -14,25 +14,40 @@ from torch.utils.data import Dataset, DistributedSampler
 from recdistill_core.batch import Batch, Share, TeacherSignal
 from recdistill_core.errors import UsageError
 from recdistill_core.interfaces import HistoryWindow, SampleSource
+from recdistill_lightning.candidates import CandidateLabels, Candidates
 from recdistill_lightning.order import ReadOrder, row_batches
 from recdistill_lightning.shares import Dealt, deal
 
 
 class RowBatches(Dataset[Batch]):
-    """``batches[rows]`` is the Batch of these row positions, with teacher labels where there are any.
+    """``batches[rows]`` is the Batch of these row positions, with teacher labels and candidates where there are any.
 
     Of a batch that several processes share it is this one's part, which knows the ids of the whole.
     """
 
-    def __init__(self, source: SampleSource, history: HistoryWindow | None, labels: TeacherSignal | None) -> None:
-        self.source, self.history, self.labels = source, history, labels
+    def __init__(
+        self,
+        source: SampleSource,
+        history: HistoryWindow | None,
+        labels: TeacherSignal | None,
+        candidates: Candidates | CandidateLabels | None = None,
+    ) -> None:
+        self.source, self.history, self.labels, self.candidates = source, history, labels, candidates
 
     def __getitem__(self, rows: NDArray[np.int64] | Dealt) -> Batch:
         if isinstance(rows, Dealt):
             ids = torch.from_numpy(self.source.column("example_id")[rows.whole].astype(np.int64))
             return replace(self[rows.rows], share=Share(ids, rows.processes, rows.idle))
         batch = read_batch(self.source, rows, self.history)
-        return batch if self.labels is None else batch.with_teacher(labels_at(self.labels, rows))
+        if self.labels is not None:
+            batch = batch.with_teacher(labels_at(self.labels, rows))
+        return batch if self.candidates is None else replace(batch, candidates=self._beside(rows))
+
+    def _beside(self, rows: NDArray[np.int64]) -> Batch | None:
+        if isinstance(self.candidates, Candidates):
+            found = self.candidates.batch(rows, self.history)
+            return None if found is None else found[0]
+        return None if self.candidates is None else self.candidates.batch(rows, self.history)
 
 
 def read_batch(source: SampleSource, rows: NDArray[np.int64], history: HistoryWindow | None) -> Batch:

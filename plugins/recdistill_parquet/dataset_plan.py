@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from recdistill_core.errors import DataError, suggest
-from recdistill_core.rawlog import RawSchema
+from recdistill_core.rawlog import RawCategorical, RawNumeric, RawSchema
 from recdistill_core.schema import SIDES, Categorical, EventField, Schema
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -91,6 +91,10 @@ def make_plan(raw: RawSchema, origin: str) -> Plan:
             for entry, lookup in zip(raw.categorical, features, strict=True)
         ),
         numeric=(*(entry.name for entry in raw.numeric), *(entry.name for entry in raw.history_rates)),
+        numeric_sides={
+            **{entry.name: entry.side for entry in raw.numeric},
+            **{entry.name: "user" for entry in raw.history_rates},
+        },
         events=tuple(EventField(name, lookup.vocabulary) for name, lookup in named),
         actions=tuple(raw.actions),
         vocabularies={lookup.vocabulary: 0 for lookup in lookups},
@@ -127,7 +131,8 @@ def _check_names(raw: RawSchema, where: str) -> None:
     doubles = [name for name, count in Counter(features).items() if count > 1]
     if doubles:
         raise DataError(f"two features are named {doubles[0]!r}", where=where, fix="rename one of them")
-    for entry in raw.categorical:
+    sided: tuple[RawCategorical | RawNumeric, ...] = (*raw.categorical, *raw.numeric)
+    for entry in sided:
         if entry.side not in SIDES:
             fix = f"use one of {', '.join(SIDES)}"
             raise DataError(f"feature {entry.name!r} has side {entry.side!r}", where=where, fix=fix)

@@ -16,6 +16,7 @@ from recdistill_core.component import BuildContext
 from recdistill_core.errors import DataError
 from recdistill_core.interfaces import HistoryWindow, LabelVersion, LogitStore, SampleSource
 from recdistill_core.labels import LabelPolicy
+from recdistill_lightning.candidates import CandidateDraw, CandidateLabels, Candidates
 from recdistill_lightning.capture import LogitCapture
 from recdistill_lightning.capture_after import capture_after_training
 from recdistill_lightning.data import DistillationDataModule
@@ -28,7 +29,7 @@ from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.pretrained import take_over
 from recdistill_pipeline.runconfig import TrainingConfig
 from recdistill_pipeline.scoring import rows_by_user
-from recdistill_pipeline.student_labels import label_facts, student_labels
+from recdistill_pipeline.student_labels import as_it_was, label_facts, student_labels
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def fit_teacher(
     config = plan.config.teacher_training
     module = build_teacher(plan, source.schema, seed)
     taken = take_over(plan, module, source, split)
-    data = training_data(module, source, config, split.teacher, split.stream, seed)
+    beside = candidates_of(plan, source, seed)
+    data = training_data(module, source, config, split.teacher, split.stream, seed, candidates=beside)
     # resume: a crash may fall between the commit of the labels and that of the step
     facts = {**label_notes(plan), **taken}
     capture = LogitCapture(store, warmup_steps=plan.config.capture.warmup_steps, facts=facts, resume=True)
@@ -69,8 +71,15 @@ def fit_teacher(
         "description": dict(module.teacher.describe()),
         "history": history_facts(source, module.history, split.teacher),
         "debiasers": debiaser_reports(module),
+        **({"candidates": label_facts([capture.candidates.committed])} if capture.candidates.committed else {}),
         **taken,
     }
+
+
+def candidates_of(plan: Plan, source: SampleSource, seed: int) -> Candidates | None:
+    """The candidates that the configuration asks for, or None; teacher and students of one seed have the same."""
+    config = plan.config.candidates
+    return Candidates(source, CandidateDraw(config.per_row, config.by, seed)) if config.per_row else None
 
 
 def history_facts(source: SampleSource, window: HistoryWindow | None, rows: tuple[int, int]) -> dict[str, Any]:
@@ -170,11 +179,16 @@ def fit_student(
     config = plan.config.student_training
     module = build_student(plan, label, source.schema, seed, distilled=teacher is not None)
     facts: dict[str, Any] = {"kind": "student", "student": label, "seed": seed, "labels": None}
-    signal = None
+    signal = beside = None
     if teacher is not None:
         aligned, facts["labels"] = student_labels(plan, source, split.student, store, teacher["labels"], run)
         signal = aligned.signal
-    data = training_data(module, source, config, split.student, split.stream, seed, signal)
+        drawn = candidates_of(plan, source, seed)
+        if drawn is not None:
+            version = teacher["candidates"]["version"]
+            beside = CandidateLabels(drawn, as_it_was(store, facts["labels"]), version, split.student)
+            facts["candidates"] = {"version": version, **drawn.describe(), "labels": beside.count(split.student)}
+    data = training_data(module, source, config, split.student, split.stream, seed, signal, candidates=beside)
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
     kind = "raw" if teacher is None else "distilled"
     title = f"{kind} {label}, seed {seed}"
@@ -194,6 +208,7 @@ def training_data(
     seed: int,
     labels: TeacherSignal | None = None,
     keep: NDArray[np.bool_] | None = None,
+    candidates: Candidates | CandidateLabels | None = None,
 ) -> DistillationDataModule:
     """The module's training rows, which its debiasers have looked at."""
     data = DistillationDataModule(
@@ -205,6 +220,7 @@ def training_data(
         keep=keep,
         history=module.history,
         labels=labels,
+        candidates=candidates,
         seed=seed,
     )
     fit_debiasers(module, data)

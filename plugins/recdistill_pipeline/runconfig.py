@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -201,6 +202,30 @@ class LabelsConfig:
 
 
 @dataclass(frozen=True)
+class CandidatesConfig:
+    """Items that were not shown, which the teacher scores for the students to learn from.
+
+    Attributes:
+        per_row: candidates beside each training row; 0: none.
+        by: ``popularity`` or ``uniform``; see :class:`recdistill_lightning.candidates.CandidateDraw`.
+        weight: how much a candidate's soft loss counts beside a row's, finite and >= 0.
+    """
+
+    per_row: int = 0
+    by: str = "popularity"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.per_row < 0:
+            raise ValueError(f"per_row must be >= 0, got {self.per_row}")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight must be finite and >= 0, got {self.weight}")
+        from recdistill_lightning.candidates import CandidateDraw
+
+        CandidateDraw(max(1, self.per_row), self.by)
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured on the test rows.
 
@@ -236,6 +261,7 @@ class RunConfig:
         students: one or more; the first one's numbers head ``metrics.json``.
         exporters: formats in which every distilled student is written.
         seeds: each seed trains a teacher, and every student raw and distilled.
+        candidates: items that were not shown, scored by the teacher as it trains.
         pretrained: what the teacher takes over from a model that was pre-trained.
         pretrain: settings of ``teacher pretrain``; the run itself does not read them.
         threads: CPU threads; 0 leaves torch's choice.
@@ -256,6 +282,7 @@ class RunConfig:
     student_training: TrainingConfig = field(default_factory=TrainingConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
     pretrain: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -270,6 +297,11 @@ class RunConfig:
             raise ValueError(f"seeds needs one or more different numbers >= 0, got {self.seeds}")
         if not self.students:
             raise ValueError("students needs at least one entry")
+        if self.candidates.per_row and not (self.labels.own and self.capture.mode == CaptureMode.PREQUENTIAL.value):
+            raise ValueError(
+                "candidates are scored by the run's own teacher before each update: they need capture.mode "
+                "'prequential' and 'own' among labels.versions"
+            )
 
     def all_tasks(self) -> tuple[str, ...]:
         """``task`` first, then the others."""

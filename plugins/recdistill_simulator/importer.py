@@ -66,7 +66,7 @@ def _schema(config: SimulatorConfig) -> RawSchema:
             RawCategorical("surface"),
             RawCategorical("hour"),
         ),
-        numeric=(RawNumeric("length"),),
+        numeric=(RawNumeric("length", side="item"),),
         history_rates=(*rates, HistoryRate("user_log_events")),
         position="position",
         propensity="" if config.propensity == "none" else "propensity",

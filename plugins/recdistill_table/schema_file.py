@@ -136,8 +136,9 @@ def _check(plain: _Plain, lists: Mapping[str, list[Any]], problems: list[Problem
         problems.append(Problem("time_unit", f"must be one of {', '.join(_UNITS)}, got {plain.time_unit!r}{hint}"))
     if len(plain.delimiter) > 1:
         problems.append(Problem("delimiter", f"must be one character, got {plain.delimiter!r}"))
-    for number, feature in enumerate(lists["categorical"]):
+    sided = [(kind, number, entry) for kind in ("categorical", "numeric") for number, entry in enumerate(lists[kind])]
+    for kind, number, feature in sided:
         if feature.side not in SIDES:
             hint = suggest(feature.side, SIDES)
             message = f"must be one of {', '.join(SIDES)}, got {feature.side!r}{hint}"
-            problems.append(Problem(f"categorical[{number}].side", message))
+            problems.append(Problem(f"{kind}[{number}].side", message))

@@ -1,0 +1,303 @@
+"""Items that were not shown: which ones, what the teacher says of them and when, and what a student makes of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from pipeline_cases import FLIPPED, config, data_module, fit, run_of, teacher_module
+from safetensors.torch import load_file
+
+from recdistill_core.component import BuildContext
+from recdistill_core.config import make
+from recdistill_core.errors import ConfigError, DataError, UsageError
+from recdistill_core.interfaces import HistoryWindow
+from recdistill_core.objective import Objective
+from recdistill_core.registry import installed
+from recdistill_lightning import LogitCapture, StudentModule, TeacherModule
+from recdistill_lightning.candidates import CandidateDraw, CandidateLabels, Candidates
+from recdistill_parquet.dataset import ParquetSource
+from recdistill_parquet.labels import ParquetLogitStore
+
+ROWS = np.arange(3000)
+QUICK: dict[str, Any] = {"students": ["mlp"], "seeds": [1]}
+
+
+@pytest.fixture(scope="module", params=["popularity", "uniform"])
+def candidates(request: pytest.FixtureRequest, feed: ParquetSource) -> Candidates:
+    return Candidates(feed, CandidateDraw(4, request.param, seed=1))
+
+
+def test_a_donor_is_an_earlier_row_with_an_item_that_the_user_has_not_been_shown(
+    candidates: Candidates, feed: ParquetSource
+) -> None:
+    donor, _ = candidates.drawn(ROWS)
+    user, item, time = (feed.column(name) for name in ("user_id", "item_id", "event_time"))
+    for row in range(0, 3000, 7):
+        chosen = donor[row][donor[row] >= 0]
+        assert (chosen < row).all()
+        assert len(set(item[chosen])) == len(chosen)
+        shown = set(item[(user == user[row]) & (time <= time[row])])
+        assert not shown & set(item[chosen])
+    assert (donor[0] == -1).all()  # nothing was shown before
+    assert (donor[300:] >= 0).mean() > 0.8  # users have seen half of the few items
+
+
+def test_what_stands_beside_a_row_depends_on_the_row_alone(candidates: Candidates, feed: ParquetSource) -> None:
+    donor, ids = candidates.drawn(ROWS)
+    some = np.array([2500, 3, 777, 1400])
+    assert np.array_equal(candidates.drawn(some)[0], donor[some])
+    assert np.array_equal(candidates.drawn(some)[1], ids[some])
+    assert len(np.unique(ids)) == ids.size
+    assert ids.min() >= 0
+    assert not np.isin(ids, feed.column("example_id")).any()
+    other = Candidates(feed, CandidateDraw(4, candidates.draw.by, seed=2))
+    assert (other.drawn(ROWS)[0] != donor).mean() > 0.5
+    # more candidates are these and others
+    assert np.array_equal(Candidates(feed, CandidateDraw(6, candidates.draw.by, seed=1)).drawn(ROWS)[1][:, :4], ids)
+
+
+def test_a_candidate_is_its_row_with_the_donors_item(candidates: Candidates, feed: ParquetSource) -> None:
+    rows, window = np.arange(900, 940), HistoryWindow(8, 4)
+    found = candidates.batch(rows, window)
+    assert found is not None
+    made, places = found
+    donor, ids = candidates.drawn(rows)
+    own, giver = feed.batch(rows[places // 4], window), feed.batch(donor.ravel()[places], None)
+    assert np.array_equal(made.example_id.numpy(), ids.ravel()[places])
+    assert torch.equal(made.item_id, giver.item_id)
+    for at, feature in feed.schema.feature_index():
+        wanted = giver if feature.side == "item" else own
+        assert torch.equal(made.categorical[:, at], wanted.categorical[:, at]), feature.name
+    for at, name in enumerate(feed.schema.numeric):
+        wanted = giver if name == "length" else own
+        assert torch.equal(made.numeric[:, at], wanted.numeric[:, at]), name
+    assert torch.equal(made.event_time, own.event_time)
+    assert torch.equal(made.user_id, own.user_id)
+    assert made.history is not None
+    assert own.history is not None
+    for name in own.history.events:
+        mine, _ = made.history.last(8)
+        theirs, _ = own.history.last(8)
+        assert torch.equal(mine[name], theirs[name])
+    assert not any(seen.any() for seen in made.observed.values())
+    assert not any(label.any() for label in made.labels.values())
+
+
+def test_uniform_candidates_reach_rarer_items(feed: ParquetSource) -> None:
+    item = feed.column("item_id")
+    count = np.bincount(item)
+    seen = {}
+    for by in ("popularity", "uniform"):
+        donor, _ = Candidates(feed, CandidateDraw(4, by)).drawn(ROWS)
+        seen[by] = count[item[donor[donor >= 0]]].mean()
+    assert seen["uniform"] < 0.8 * seen["popularity"]
+
+
+def test_a_dataset_that_does_not_tell_the_items_numbers_is_refused(feed: ParquetSource) -> None:
+    old = copy.copy(feed)
+    old.schema = replace(feed.schema, numeric_sides={})
+    with pytest.raises(DataError, match="does not say whose property the numeric feature 'length' is") as caught:
+        Candidates(old)
+    assert "import the log again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"per_row": 0}, "per_row must be >= 1, got 0"),
+        ({"by": "luck"}, "by must be one of popularity, uniform, got 'luck'"),
+    ],
+)
+def test_draws_that_mean_nothing(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CandidateDraw(**values)
+
+
+# ---------------------------------------------------------------------------------------------------------- capture
+
+
+def captured(source: ParquetSource, path: Path, draw: CandidateDraw | None, *others: L.Callback) -> LogitCapture:
+    module = teacher_module(source)
+    beside = None if draw is None else Candidates(source, draw)
+    callback = LogitCapture(ParquetLogitStore(path))
+    fit(module, data_module(source, module, candidates=beside), callback, *others)
+    return callback
+
+
+class Before(L.Callback):
+    """The batch of each step, and a copy of the teacher before it."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Any, Any]] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TeacherModule)
+        self.steps.append((batch, copy.deepcopy(pl_module.teacher)))
+
+
+def test_candidates_get_the_logit_of_the_teacher_before_the_update_and_move_no_other(
+    feed: ParquetSource, tmp_path: Path
+) -> None:
+    before = Before()
+    callback = captured(feed, tmp_path / "with", CandidateDraw(2), before)
+    plain = captured(feed, tmp_path / "without", None)
+    assert callback.committed is not None
+    assert callback.candidates.committed is not None
+    assert plain.candidates.committed is None
+    assert plain.version == callback.version
+    stores = [ParquetLogitStore(tmp_path / name) for name in ("with", "without")]
+    ids = feed.column("example_id")[:1500]
+    labels = [store.read(callback.version, ids).logits["click"] for store in stores]
+    assert torch.equal(*labels)  # the teacher trains as it would without
+    told = callback.candidates.committed
+    assert told.facts["candidates_of"] == callback.version
+    assert told.facts["candidates"] == {"per_row": 2, "by": "popularity", "seed": 0}
+    assert told.count == sum(0 if batch.candidates is None else len(batch.candidates) for batch, _ in before.steps)
+    assert told.count > 2500
+    for batch, teacher in before.steps[1::4]:
+        signal = stores[0].read(told.version, batch.candidates.example_id.numpy())
+        assert signal.valid["click"].all()
+        wanted = teacher.score(batch.candidates.without_outcomes()).logits["click"]
+        torch.testing.assert_close(signal.logits["click"], wanted, rtol=0, atol=1e-6)
+
+
+def test_a_label_reaches_no_candidate_of_its_own_row_nor_of_an_earlier_step(
+    feed: ParquetSource, twin: ParquetSource, tmp_path: Path
+) -> None:
+    draw = CandidateDraw(3)
+    donor, ids = Candidates(feed, draw).drawn(ROWS[:1500])
+    found, steps = [], []
+    for name, source in (("one", feed), ("two", twin)):
+        before = Before()
+        callback = captured(source, tmp_path / name, draw, before)
+        assert callback.candidates.committed is not None
+        version = callback.candidates.committed.version
+        found.append(ParquetLogitStore(tmp_path / name).read(version, ids.ravel()).logits["click"].reshape(ids.shape))
+        steps.append({int(row): at for at, (batch, _) in enumerate(before.steps) for row in batch.example_id})
+    assert steps[0] == steps[1]
+    step = np.array([steps[0][row] for row in range(1500)])
+    same = (found[0] == found[1]).numpy()
+    there = donor >= 0
+    assert same[FLIPPED].all()
+    assert same[step < step[FLIPPED]].all()
+    later = (feed.column("user_id")[:1500] == feed.column("user_id")[FLIPPED]) & (ROWS[:1500] > FLIPPED)
+    assert same[(step == step[FLIPPED]) & ~later].all()
+    assert same[step > step[FLIPPED]][there[step > step[FLIPPED]]].mean() < 0.05
+
+
+def test_a_capture_that_breaks_leaves_no_candidate(feed: ParquetSource, tmp_path: Path) -> None:
+    class Breaks(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *given: Any) -> None:
+            if trainer.global_step == 5:
+                raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        captured(feed, tmp_path, CandidateDraw(2), Breaks())
+    assert ParquetLogitStore(tmp_path).versions() == ()
+
+
+def test_candidates_need_one_process(feed: ParquetSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = teacher_module(feed)
+    data = data_module(feed, module, candidates=Candidates(feed))
+    monkeypatch.setattr(type(data), "_part", lambda self: (0, 2))
+    with pytest.raises(UsageError, match="candidates beside the rows are for training in one process"):
+        data.train_dataloader()
+
+
+def test_labels_of_other_candidates_are_none(feed: ParquetSource, tmp_path: Path) -> None:
+    callback = captured(feed, tmp_path, CandidateDraw(2))
+    assert callback.candidates.committed is not None
+    version = callback.candidates.committed.version
+    others = Candidates(feed, CandidateDraw(2, seed=9))
+    with pytest.raises(DataError, match="has no label of any candidate of these rows") as caught:
+        CandidateLabels(others, ParquetLogitStore(tmp_path), version, (0, 1500))
+    assert "the same dataset, per_row, by and seed" in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="module")
+def plain_run(feed_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain") / "run"
+    run_of(out, config(feed_path, **QUICK)).all()
+    return out
+
+
+def served(out: Path, kind: str) -> dict[str, torch.Tensor]:
+    return load_file(out / f"seed-1/mlp-{kind}/serving.safetensors")
+
+
+@pytest.mark.parametrize(("weight", "same"), [(0.0, True), (1.0, False)])
+def test_a_run_learns_from_candidates_as_much_as_they_count(
+    weight: float, same: bool, feed_path: Path, plain_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    beside = {"per_row": 2, "by": "uniform", "weight": weight}
+    run_of(out, config(feed_path, **QUICK, candidates=beside)).all()
+    manifest = json.loads((out / "seed-1/mlp-distilled/manifest.json").read_text())
+    assert manifest["candidates"]["per_row"] == 2
+    assert manifest["candidates"]["labels"] > 4000  # of 2250 rows
+    for kind, wanted in (("raw", True), ("distilled", same)):
+        mine, theirs = served(out, kind), served(plain_run, kind)
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine) == wanted, kind
+    versions = {entry.version: entry for entry in ParquetLogitStore(out / "labels").versions()}
+    told = versions[manifest["candidates"]["version"]]
+    assert told.facts["candidates_of"] == manifest["labels"]["version"]
+
+
+def test_the_soft_loss_of_a_candidate_counts_as_one_of_a_row(feed: ParquetSource, tmp_path: Path) -> None:
+    """The loss is that of the rows plus weight * (sum over candidates of soft) / rows."""
+    callback = captured(feed, tmp_path, CandidateDraw(2))
+    assert callback.candidates.committed is not None
+    drawn = Candidates(feed, CandidateDraw(2))
+    beside = CandidateLabels(drawn, ParquetLogitStore(tmp_path), callback.candidates.committed.version, (0, 1500))
+    context = BuildContext(feed.schema, ("click",))
+    torch.manual_seed(0)
+    objective = Objective("click", make(installed(), "strategy", "rec_distill"), make(installed(), "loss", "soft_ce"))
+    student = make(installed(), "student", "mlp", context)
+    module = StudentModule(student, {"click": objective}, candidate_weight=0.5)
+    module.log_dict = lambda *given, **named: None  # type: ignore[method-assign]  # there is no Trainer
+    data = data_module(feed, module, candidates=beside)
+    batch = data.train_dataloader().dataset[np.arange(700, 764)]
+    assert batch.candidates is not None
+    assert batch.candidates.teacher.valid["click"].all()
+    whole = module.training_step(batch, 0)
+    alone = module.training_step(replace(batch, candidates=None), 0)
+    soft = module.training_step(batch.candidates, 0) * len(batch.candidates)
+    torch.testing.assert_close(whole, alone + 0.5 * soft / 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"candidates": {"per_row": -1}}, "per_row must be >= 0, got -1"),
+        ({"candidates": {"weight": -1.0}}, "weight must be finite and >= 0, got -1.0"),
+        ({"candidates": {"per_row": 1, "by": "luck"}}, "by must be one of popularity, uniform, got 'luck'"),
+        (
+            {"candidates": {"per_row": 1}, "capture": {"mode": "out_of_fold"}},
+            "candidates are scored by the run's own teacher before each update: they need capture.mode 'prequential'",
+        ),
+    ],
+)
+def test_settings_out_of_range_are_refused(
+    changes: dict[str, Any], message: str, feed_path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_of(tmp_path / "out", config(feed_path, **QUICK, **changes))
+
+
+def test_a_weight_below_zero_is_refused_in_a_script(feed: ParquetSource) -> None:
+    student = make(installed(), "student", "mlp", BuildContext(feed.schema, ("click",)))
+    with pytest.raises(UsageError, match="candidate_weight must be finite and >= 0, got -1"):
+        StudentModule(student, {"click": Objective("click")}, candidate_weight=-1.0)
