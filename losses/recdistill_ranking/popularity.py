@@ -69,7 +69,7 @@ class UnKD(RankingLoss):
     def _count(self, item_id: Tensor) -> None:
         self.seen.index_add_(0, item_id, torch.ones_like(item_id))
         total = int(self.seen.sum())
-        if total >= GROWTH * int(self.counted):
+        if total > GROWTH * int(self.counted):
             self.counted.fill_(total)
             self.group.copy_(popularity_groups(self.seen, self.groups))
 

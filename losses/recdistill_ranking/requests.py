@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: The place of a row that is absent: behind every other one, in batches of any size.
+NOWHERE = 2**62
+
 
 class Requests:
     """The requests of a batch, by value: their rows need not be neighbours.
@@ -50,19 +53,18 @@ class Requests:
         return torch.where(inside, logit - torch.where(inside, total, 0.0), 0.0)
 
     def rank(self, logit: Tensor) -> Tensor:
-        """``[N]`` int64 places in the request by falling ``logit``, 0 = highest; ``N`` for rows that are no members.
+        """``[N]`` int64 places in the request by falling ``logit``, 0 = highest; ``NOWHERE`` for rows not in it.
 
         Among equal logits the row that stands first in the batch is first.
         """
-        rows = len(logit)
         owner = torch.where(self.member, self.index, self.count)
         order = logit.detach().sort(descending=True, stable=True).indices
         order = order[owner[order].sort(stable=True).indices]
         sizes = torch.bincount(owner, minlength=self.count + 1)
         start = sizes.cumsum(0) - sizes
         place = torch.empty_like(order)
-        place[order] = torch.arange(rows, device=order.device) - start[owner[order]]
-        return torch.where(self.member, place, rows)
+        place[order] = torch.arange(len(order), device=order.device) - start[owner[order]]
+        return torch.where(self.member, place, NOWHERE)
 
     def split(self, group: Tensor) -> Requests:
         """Every request cut into parts: the rows of one value of ``group [N]`` int64 >= 0 make one."""

@@ -63,7 +63,7 @@ class RelaxedRanking(RankingLoss):
         place = requests.rank(teacher)
         top = place < self.interesting
         low = requests.member & ~top & (place >= requests.size - self.uninteresting)
-        width = int(requests.size.clamp(max=self.interesting).max()) if len(place) else 0
+        width = int(requests.size.clamp(1, self.interesting).max()) if len(place) else 1
         # far below any logit and finite: -inf has no gradient in logcumsumexp
         none = torch.finfo(student.dtype).min / 4
         lists = student.new_full((requests.count, width), none)

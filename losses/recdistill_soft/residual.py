@@ -15,10 +15,10 @@ from recdistill_soft.loss import check_shapes, wide
 class Residual(DistillationLoss):
     """``KL(p_T || p_S) / P_T(y)`` where the teacher is nearer to the label ``y`` than the student is, else 0.
 
-    With ``P_T(1) = p_T``, ``P_T(0) = 1 - p_T``, the student's residual ``r_S = y - p_S``, the teacher's ``r_T = y - p_T``:
-    the correction ``p_T - p_S = r_S - r_T`` is learnt only on rows whose label asks for a change of that sign.
-    There ``d/dz_S`` is ``-(p_T - p_S) / p_T`` for ``y = 1`` and ``(p_S - p_T) / (1 - p_T)`` for ``y = 0``: the share of
-    the teacher's probability that the student lacks, in [-1, 1].
+    With ``P_T(1) = p_T``, ``P_T(0) = 1 - p_T``, the student's residual ``r_S = y - p_S`` and the teacher's
+    ``r_T = y - p_T``, the correction ``p_T - p_S = r_S - r_T`` is learnt only on rows whose label asks for a change of
+    that sign. There ``d/dz_S`` is ``-(p_T - p_S) / p_T`` for ``y = 1`` and ``(p_S - p_T) / (1 - p_T)`` for ``y = 0``:
+    the share of the teacher's probability that the student lacks, in [-1, 1].
 
     Why the division: a choice by label alone would keep corrections upwards with probability ``p`` and downwards with
     ``1 - p``, and where positives are rare that pulls every probability down. Divided by the probability of the label
