@@ -55,7 +55,7 @@ some_row = st.tuples(st.floats(-9, 9), st.floats(-9, 9), st.sampled_from([0, 1, 
 @settings(max_examples=100, deadline=None)
 @given(rows=st.lists(some_row, min_size=1, max_size=12))
 def test_equals_a_loop(rows: list[tuple[float, float, int | None, float]]) -> None:
-    student, teacher, weight = (torch.tensor([row[at] for row in rows]).double() for at in (0, 1, 3))
+    student, teacher, weight = (torch.tensor([row[at] for row in rows], dtype=torch.float64) for at in (0, 1, 3))
     label = torch.tensor([float("nan") if row[2] is None else row[2] for row in rows])
     batch = batch_of(label, ~label.isnan())
     wanted = [row[3] * plain_loss(*row[:3]) for row in rows]
