@@ -35,7 +35,7 @@ class BuildContext:
 
     Attributes:
         schema: features, vocabularies and tasks of the dataset, or None where no dataset takes part.
-        tasks: names of the tasks to predict, in order; for a loss, the one task that it is about.
+        tasks: names of the tasks to predict, in order.
         source: the dataset, where a teacher is built that may have to look up raw ids in it; None for everything else.
     """
 
