@@ -1,4 +1,4 @@
-"""Pointwise soft-label losses: binary cross-entropy (the default), KL at a temperature, and MSE (an ablation)."""
+"""Pointwise losses: binary cross-entropy (the default), KL at a temperature, MSE (an ablation), and the residual."""
 
 from __future__ import annotations
 
@@ -41,6 +41,17 @@ class MSEConfig:
     """Squared error of probabilities has nothing to set."""
 
 
+@dataclass(frozen=True)
+class ResidualConfig:
+    """The teacher's correction of the student's residual.
+
+    Attributes:
+        task: whose labels decide; may be left out where the loss is built for one task, as a run builds it.
+    """
+
+    task: str = ""
+
+
 def build_soft_ce(config: SoftCEConfig, context: BuildContext) -> DistillationLoss:
     """The loss :class:`recdistill_soft.loss.SoftCrossEntropy`."""
     from recdistill_soft.loss import SoftCrossEntropy
@@ -62,9 +73,30 @@ def build_mse(config: MSEConfig, context: BuildContext) -> DistillationLoss:
     return ProbabilityMSE()
 
 
+def build_residual(config: ResidualConfig, context: BuildContext) -> DistillationLoss:
+    """The loss :class:`recdistill_soft.residual.Residual`."""
+    from recdistill_core.errors import UsageError
+    from recdistill_soft.residual import Residual
+
+    tasks = context.tasks
+    if config.task and tasks and config.task not in tasks:
+        raise UsageError(
+            f"the residual loss was set to read the labels of task {config.task!r}, and is built for another one",
+            where=f"tasks: {', '.join(tasks)}",
+            fix="leave its task out; a run builds one loss for each task",
+        )
+    if not config.task and len(tasks) != 1:
+        raise UsageError(
+            f"the residual loss reads the labels of one task, and {len(tasks)} were named",
+            where=f"tasks: {', '.join(tasks) or 'none'}",
+            fix="set its task, or build it with a context of one task",
+        )
+    return Residual(config.task or tasks[0])
+
+
 @hookimpl
 def recdistill_losses() -> list[Component]:
-    """``soft_ce``, ``kl`` and ``mse``."""
+    """``soft_ce``, ``kl``, ``mse`` and ``residual``."""
     return [
         Component(
             "soft_ce", SoftCEConfig, build_soft_ce, "Binary cross-entropy on the teacher's probability", api_version=1
@@ -82,6 +114,17 @@ def recdistill_losses() -> list[Component]:
             MSEConfig,
             build_mse,
             "Squared error of probabilities; ablation, its gradient vanishes",
+            api_version=1,
+        ),
+        Component(
+            "residual",
+            ResidualConfig,
+            build_residual,
+            "KL on rows whose label bears the teacher's correction out, over the label's probability",
+            example={"task": "click"},
+            expected_failures={
+                "hard_labels_do_not_matter": "the label decides which corrections are learnt; it reaches no logit"
+            },
             api_version=1,
         ),
     ]

@@ -29,11 +29,11 @@ class PointwiseLoss(DistillationLoss):
         Raises:
             DataError: if the three tensors differ in shape (they would broadcast to ``[N, N]``).
         """
-        _check_shapes(student_logit, teacher_logit, weight)
+        check_shapes(student_logit, teacher_logit, weight)
         active = weight != 0
         # Masked before the distance as well as after it: 0 * inf and 0 * nan must not reach the gradient.
-        student = torch.where(active, _wide(student_logit), 0.0)
-        teacher = torch.where(active, _wide(teacher_logit.detach()), 0.0)
+        student = torch.where(active, wide(student_logit), 0.0)
+        teacher = torch.where(active, wide(teacher_logit.detach()), 0.0)
         return torch.where(active, weight * self.distance(student, teacher), 0.0)
 
 
@@ -82,11 +82,13 @@ class ProbabilityMSE(PointwiseLoss):
         return (torch.sigmoid(student) - torch.sigmoid(teacher)).square()
 
 
-def _wide(logit: Tensor) -> Tensor:
+def wide(logit: Tensor) -> Tensor:
+    """The logits in float32 where they are in half precision."""
     return logit.float() if logit.dtype in (torch.float16, torch.bfloat16) else logit
 
 
-def _check_shapes(student: Tensor, teacher: Tensor, weight: Tensor) -> None:
+def check_shapes(student: Tensor, teacher: Tensor, weight: Tensor) -> None:
+    """Raise DataError unless all have one shape ``[N]``."""
     if not (student.ndim == 1 and student.shape == teacher.shape == weight.shape):
         shapes = ", ".join(str(list(tensor.shape)) for tensor in (student, teacher, weight))
         raise DataError(

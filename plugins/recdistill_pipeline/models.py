@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def build_student(
     for task in plan.config.all_tasks():
         debiasers = _build(plan.student_debiasers, context)
         if distilled:
-            objectives[task] = Objective(task, plan.strategy.build(context), plan.loss.build(context), debiasers)
+            loss = plan.loss.build(replace(context, tasks=(task,)))  # a loss is about one task, some read its labels
+            objectives[task] = Objective(task, plan.strategy.build(context), loss, debiasers)
         else:
             objectives[task] = Objective(task, debiasers=debiasers)
     # whatever the strategy or the loss drew must not move the towers of the distilled student away from the raw one's
