@@ -18,4 +18,4 @@ def _load() -> Any:
 @hookimpl
 def recdistill_commands() -> list[Command]:
     """``compare``."""
-    return [Command("compare", _load, "Compare finished runs: paired differences with intervals, plots.")]
+    return [Command("compare", _load, "Compare finished runs: differences with intervals.")]
