@@ -215,5 +215,5 @@ def _sentence(name: str, result: Mapping[str, Any]) -> str:
     top = next((row for row, word in rows.items() if word == HIGHEST), None)
     if top is None:
         return f"{name.upper()}: there is nothing to choose between"
-    open_ = [row for row, word in rows.items() if word == NOT_SEPARATED]
-    return f"{name.upper()}: no row is best; {top} is highest, not separated from it: {'; '.join(open_)}"
+    count = sum(word == NOT_SEPARATED for word in rows.values())
+    return f"{name.upper()}: no row is best; {top} is highest, {count} of {len(rows) - 1} others not separated from it"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 #: ``{file name: (key of a row's sizes, axis, whether it is logarithmic)}``
@@ -58,21 +57,24 @@ def forest(name: str, result: Mapping[str, Any]) -> Figure:
 
 def by_size(name: str, result: Mapping[str, Any], sizes: list[float | None], label: str, logarithmic: bool) -> Figure:
     """Eta with its interval against a size; rows without one, or without eta, are left out."""
-    figure = Figure(figsize=(5.5, 4), layout="constrained")
-    axes: Axes = figure.subplots()
-    for row, size in zip(result["rows"], sizes, strict=True):
-        eta = row["eta"]
+    figure = Figure(figsize=(6, 4 + 0.16 * len(sizes)), layout="constrained")
+    axes = figure.subplots()
+    for at, (row, size) in enumerate(zip(result["rows"], sizes, strict=True)):
+        eta, beside = row["eta"], sizes[:at].count(size)
         if size is None or eta["value"] is None:
             continue
-        if eta["low"] is not None:
-            axes.plot([size, size], [eta["low"], eta["high"]], color="C0", linewidth=1)
-        axes.plot(size, eta["value"], "o", color="C0", mfc="C0" if eta["low"] is not None else "white")
-        axes.annotate(row["name"], (size, eta["value"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        place = size * 1.02**beside if logarithmic else size + 0.005 * beside  # rows of one size beside each other
+        color, bounded = f"C{at % 10}", eta["low"] is not None
+        if bounded:
+            axes.plot([place, place], [eta["low"], eta["high"]], color=color, linewidth=1)
+        axes.plot(place, eta["value"], "o", color=color, mfc=color if bounded else "white", label=row["name"])
     if logarithmic:
         axes.set_xscale("log")
     for end, style in ((0, "-"), (1, ":")):
         axes.axhline(end, color="0.6", linewidth=0.8, linestyle=style)
     axes.margins(x=0.15)
     axes.set_xlabel(label)
-    axes.set_ylabel(f"eta of {name.upper()}")
+    axes.set_ylabel(f"eta of {name.upper()}; hollow: teacher gain within noise")
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", frameon=False, fontsize=7)
     return figure

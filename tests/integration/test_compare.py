@@ -150,6 +150,17 @@ def test_sizes_and_coverage_are_drawn_where_they_differ(runs: tuple[Path, Path],
     assert names == [f"eta-auc{end}.png" for end in ends]
 
 
+def test_rows_without_eta_are_drawn_as_such(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    from recdistill_compare.plots import by_size, forest
+
+    result = compare_runs(runs, metrics=["auc"])["metrics"]["auc"]
+    for row in result["rows"]:
+        row["eta"] = {"value": None, "low": None, "high": None, "note": "undefined: teacher gain <= 0"}
+    (axes,) = forest("auc", result).axes
+    assert [text.get_text() for text in axes.texts] == ["undefined: teacher gain <= 0"] * 4
+    assert by_size("auc", result, [1.0, 2.0, None, 2.0], "size", logarithmic=True).legends == []
+
+
 def test_leaky_labels_are_marked(recdistill: Verb, runs: tuple[Path, Path], tmp_path: Path) -> None:
     leaky = altered(runs[0], tmp_path / "leaky", "metrics.json", lambda text: text.replace("prequential", "leaky"))
     _, shown, _ = recdistill("compare", runs[1], leaky, "--metric", "auc", "--out", tmp_path / "page.md")
