@@ -1,6 +1,6 @@
 """How often the 95% interval of eta holds the true eta, by method, number of seeds and of users, on simulated models.
 
-python benchmarks/bench_coverage.py [--experiments 1000] [--json]
+python benchmarks/bench_coverage.py [--experiments 600] [--json]
 
 An interval without bounds holds every value. ``S - 1 of S seeds`` is the bootstrap that draws seeds with replacement,
 and ``normal`` Fieller's interval from its covariance; the two that ``recdistill evaluate`` gives are ``bootstrap`` and
@@ -89,7 +89,7 @@ def measure(experiments: int) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     options = parser(__doc__ or "")
-    options.add_argument("--experiments", type=int, default=1000, help="per row")
+    options.add_argument("--experiments", type=int, default=600, help="per row")
     given = options.parse_args()
     error = np.sqrt(0.95 * 0.05 / given.experiments)
     title = (
