@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recdistill_compare.job import _difference, _of_metric
+from recdistill_compare.job import NO_ETA, _difference, _eta_difference, _of_metric
 from recdistill_compare.multiple import BELOW, BEST, HIGHEST, NOT_SEPARATED, holm, verdicts
 from recdistill_compare.naming import differences, names, settings_of
 from recdistill_compare.read import Row, Runs
 from recdistill_metrics.ranking import Auc
+from recdistill_pipeline.statistics import summarise
 from recdistill_pipeline.statistics_bootstrap import Draws, student_weights
 
 CONFIG = {
@@ -137,6 +139,51 @@ def test_family_wise_error_is_at_most_5_percent(count: int, seeds: int) -> None:
 def test_a_run_that_is_far_better_is_named() -> None:
     said, _ = words(simulated_rows(np.random.default_rng(0), [0.0, 1.5, 0.0], 5), 3)
     assert said == [BELOW, BEST, BELOW]
+
+
+def two_students(rng: np.random.Generator, gain: float = 1.0, own: float = 1.0, users: int = 150) -> Draws:
+    """Two rows with one raw student and one teacher; etas of 0.7 and 0.5, ``own`` times the noise, more is better."""
+    seeds, scale = 5, np.array([1.0, 1.0, own, own])[:, None, None]
+    means = gain * np.array([0.0, 1.0, 0.7, 0.5])
+
+    def noise(*shape: int) -> np.ndarray:
+        return scale * rng.normal(size=(4, *shape))
+
+    value = means[:, None, None] + 0.5 * noise(1, users) + 0.06 * noise(seeds, 1) + 0.5 * noise(seeds, users)
+    weights = rng.multinomial(users, np.full(users, 1 / users), size=400) / users
+    samples = (weights @ value.reshape(4 * seeds, users).T).reshape(400, 4, seeds)
+    draws = Draws(value.mean(axis=2), samples, student_weights(rng, 400, seeds), 400, 0, users, True)
+    return draws.of([0, 1, 2, 0, 1, 3])
+
+
+def eta_difference(draws: Draws) -> dict[str, Any]:
+    etas = [summarise(draws.of(models), 1.0, 0.95) for models in ([0, 1, 2], [3, 4, 5])]
+    return _eta_difference(draws, 1.0, 0, 1, etas, 0.95)
+
+
+def test_coverage_of_the_difference_of_two_etas() -> None:
+    """The aim is 93 to 97%; 300 experiments have an error of 1.3%, of which two are allowed."""
+    rng = np.random.default_rng(3)
+    found = [eta_difference(two_students(rng)) for _ in range(300)]
+    covered = np.mean([entry["low"] <= 0.2 <= entry["high"] for entry in found])
+    assert 0.93 - 0.026 < covered < 0.97 + 0.026
+    assert np.mean([entry["value"] for entry in found]) == pytest.approx(0.2, abs=0.02)
+    assert {entry["note"] for entry in found} == {""}
+
+
+def test_what_two_rows_share_cancels_in_the_difference_of_their_etas() -> None:
+    draws = two_students(np.random.default_rng(0), own=0.1)
+    widths = [eta.high - eta.low for eta in (summarise(draws.of(row), 1.0, 0.95) for row in ([0, 1, 2], [3, 4, 5]))]
+    difference = eta_difference(draws)
+    same = eta_difference(draws.of([0, 1, 2, 0, 1, 2]))
+    assert difference["high"] - difference["low"] < 0.5 * np.hypot(*widths)  # 1 if they were independent
+    assert (same["value"], same["low"], same["high"]) == (0.0, 0.0, 0.0)
+
+
+def test_no_difference_of_etas_where_a_gain_is_within_noise() -> None:
+    found = eta_difference(two_students(np.random.default_rng(0), gain=0.05))
+    assert found == {"value": None, "low": None, "high": None, "note": NO_ETA}
+    assert NO_ETA == "undefined: one of the two has no interval of eta"
 
 
 def test_a_metric_that_is_undefined_leaves_the_words_out() -> None:
