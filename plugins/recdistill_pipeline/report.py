@@ -34,9 +34,9 @@ def eta_rows(results: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     rows: list[Row] = [
         (
             f"{label}, {name.upper()}",
-            _interval(student["gain"][name]["teacher"], "+.4f"),
-            _interval(student["gain"][name]["distilled"], "+.4f"),
-            _eta(student["eta"][name]),
+            interval_cell(student["gain"][name]["teacher"], "+.4f"),
+            interval_cell(student["gain"][name]["distilled"], "+.4f"),
+            eta_cell(student["eta"][name]),
         )
         for label, student in results["students"].items()
         for name in metric_names(results)
@@ -57,7 +57,8 @@ def console_tables(results: Mapping[str, Any]) -> list[Table]:
     return [models, etas]
 
 
-def _markdown(header: Row, rows: list[Row]) -> list[str]:
+def markdown(header: Row, rows: list[Row]) -> list[str]:
+    """The lines of a Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
     return [lines[0], "|---" * len(header) + "|", *lines[1:]]
 
@@ -93,9 +94,9 @@ def summary(results: Mapping[str, Any]) -> str:
         f"(students: {data['student_rows']:,}), tested on {data['test_rows']:,} later rows of {data['test_users']:,} "
         f"users. Intervals: {results['confidence']:.0%}, paired bootstrap over users and seeds.",
         "",
-        *_markdown(*model_rows(results)),
+        *markdown(*model_rows(results)),
         "",
-        *_markdown(*eta_rows(results)),
+        *markdown(*eta_rows(results)),
         "",
         "AUC, GAUC: more is better; NE: less is better; gains are signed so that more is better. "
         "eta = (distilled - raw) / (teacher - raw).",
@@ -125,7 +126,7 @@ def _exports(exports: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for name, entry in formats.items()
     ]
     header = ("distilled student", "exporter", "largest difference of a logit", "promised")
-    return ["", "## Exports", "", *_markdown(header, rows)] if rows else []
+    return ["", "## Exports", "", *markdown(header, rows)] if rows else []
 
 
 def _ratio(cost: Mapping[str, Any], key: str) -> str:
@@ -139,7 +140,8 @@ def _plain(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def _interval(entry: Mapping[str, Any], form: str) -> str:
+def interval_cell(entry: Mapping[str, Any], form: str) -> str:
+    """``value [low, high]`` of an entry, or what of it is known."""
     if entry["value"] is None:
         return "undefined"
     if entry["low"] is None or entry["high"] is None:
@@ -147,9 +149,10 @@ def _interval(entry: Mapping[str, Any], form: str) -> str:
     return f"{entry['value']:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
 
 
-def _eta(entry: Mapping[str, Any]) -> str:
+def eta_cell(entry: Mapping[str, Any]) -> str:
+    """Eta with its interval, or why there is none."""
     if entry["value"] is None:
         return str(entry["note"])
     if entry["low"] is None:
         return f"{entry['value']:.2f} ({entry['note']})"
-    return _interval(entry, ".2f")
+    return interval_cell(entry, ".2f")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recdistill_core.errors import UsageError
 from recdistill_pipeline.statistics_bootstrap import SIDES, Draws, draw
-from recdistill_pipeline.statistics_ratio import fieller, quantiles, ratio_samples
+from recdistill_pipeline.statistics_ratio import critical_value, fieller, quantiles, ratio_samples
 
 if TYPE_CHECKING:
     from recdistill_core.interfaces import Metric
@@ -26,6 +26,9 @@ __all__ = ["Eta", "Interval", "fieller", "transferability"]
 UNDEFINED_METRIC = "undefined: the metric is undefined on these rows"
 NO_GAIN = "undefined: teacher gain <= 0"
 WITHIN_NOISE = "interval unbounded: the teacher's gain is within noise"
+#: Gains as combinations of :data:`SIDES`, up to the metric's sign.
+GAIN = np.array([-1.0, 1.0, 0.0])
+GAIN_DISTILL = np.array([-1.0, 0.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,10 @@ def transferability(
 ) -> Eta:
     """Eta from seed means, with intervals from a paired bootstrap.
 
-    Each resample draws users with replacement, the same for all models and seeds, and, with ``S > 1`` seeds, ``S - 1``
-    seeds with replacement, the same for the three sides. So noise that the models share cancels, as it does in eta.
-    (``S - 1`` draws give an unbiased variance, ``S`` would give ``(S - 1) / S`` of it: Rao and Wu 1988, section 2.)
-    Even so, 2 or 3 seeds say little about the spread of seeds: where that dominates, the intervals are too narrow.
+    Each resample draws users with replacement, the same for all models and seeds, and, with ``S > 1`` seeds, weights of
+    the seeds, the same for the three sides. So noise that the models share cancels, as it does in eta. The weights of
+    the seeds give their mean Student's distribution, since few seeds say little about the spread of seeds; what users
+    and seeds have in common is counted once (docs/decisions/seeds-by-student.md).
 
     Args:
         metric: a metric whose ``higher_is_better`` is meaningful.
@@ -110,19 +113,16 @@ def transferability(
     """
     _check(label, user, {"raw": raw, "teacher": teacher, "distilled": distilled}, resamples, confidence)
     draws = draw(metric, label, user, (raw, teacher, distilled), resamples, seed, over_seeds, progress)
-    return _summarise(draws, 1.0 if metric.higher_is_better else -1.0, confidence)
+    return summarise(draws, 1.0 if metric.higher_is_better else -1.0, confidence)
 
 
-def _summarise(draws: Draws, sign: float, confidence: float) -> Eta:
-    sides = {name: _interval(draws.point[at], draws.samples[:, at], confidence) for at, name in enumerate(SIDES)}
-    point = sign * (draws.point[1:] - draws.point[0])
-    samples = sign * (draws.samples[:, 1:] - draws.samples[:, :1])
-    gain, gain_distill = (_interval(point[at], samples[:, at], confidence) for at in (0, 1))
-    value, low, high, note = _eta(gain, gain_distill, samples, confidence)
-    cross_check = None
-    if value is not None and len(samples) > 1:
-        covariance = np.cov(samples[:, ::-1], rowvar=False)
-        cross_check = fieller(float(point[1]), float(point[0]), covariance, confidence=confidence)
+def summarise(draws: Draws, sign: float, confidence: float) -> Eta:
+    """Eta of ``draws`` of the three :data:`SIDES`; ``sign`` is 1 where higher is better, else -1."""
+    sides = {name: _interval(draws, side, confidence) for name, side in zip(SIDES, np.eye(3), strict=True)}
+    gain = _interval(draws, sign * GAIN, confidence)
+    gain_distill = _interval(draws, sign * GAIN_DISTILL, confidence)
+    value, low, high, note = _eta(draws, sign, gain, gain_distill, confidence)
+    cross_check = None if value is None else _fieller(draws, sign, value, confidence)
     if draws.undefined:
         left_out = f"the metric was undefined in {draws.undefined} of {draws.resamples} resamples, which are left out"
         note = f"{note}; {left_out}" if note else left_out
@@ -144,9 +144,9 @@ def _summarise(draws: Draws, sign: float, confidence: float) -> Eta:
 
 
 def _eta(
-    gain: Interval, gain_distill: Interval, samples: NDArray[np.float64], confidence: float
+    draws: Draws, sign: float, gain: Interval, gain_distill: Interval, confidence: float
 ) -> tuple[float | None, float | None, float | None, str]:
-    """Value, low, high and note; ``samples [R, 2]`` hold the teacher's and the distilled student's gain."""
+    """Value, low, high and note."""
     if gain.value is None or gain_distill.value is None:
         return None, None, None, UNDEFINED_METRIC
     if gain.value <= 0:
@@ -154,16 +154,43 @@ def _eta(
     value = gain_distill.value / gain.value
     if gain.low is None or gain.low <= 0:
         return value, None, None, WITHIN_NOISE
-    low, high = quantiles(ratio_samples(samples[:, 1], samples[:, 0]), confidence)
+    low, high = quantiles(eta_samples(draws, sign, draws.spread(GAIN_DISTILL - value * GAIN).share), confidence)
+    if not np.isfinite([low, high]).all():
+        return value, None, None, WITHIN_NOISE
     return value, low, high, ""
 
 
-def _interval(value: float, samples: NDArray[np.float64], confidence: float) -> Interval:
+def eta_samples(draws: Draws, sign: float, share: float) -> NDArray[np.float64]:
+    """``[R']`` resampled ratios of the gains; ``share`` as in :class:`recdistill_pipeline.statistics_bootstrap.Spread`.
+
+    The share that fits is that of ``gain_distill - eta * gain``, whose sign says on which side of eta a ratio lies.
+    """
+    means = sign * draws.means(share)
+    return ratio_samples(means @ GAIN_DISTILL, means @ GAIN)
+
+
+def _fieller(draws: Draws, sign: float, value: float, confidence: float) -> tuple[float, float] | None:
+    if len(draws.samples) < 2:
+        return None
+    gains = np.stack([GAIN_DISTILL, GAIN])
+    spread = draws.spread(GAIN_DISTILL - value * GAIN)
+    covariance = spread.share * np.cov(gains @ draws.samples.mean(axis=2).T)
+    if draws.over_seeds:
+        covariance += np.cov(gains @ draws.point) / draws.seeds
+    critical = critical_value(spread.users, spread.seeds, draws.seeds - 1, confidence)
+    numerator, denominator = sign * gains @ draws.values()
+    return fieller(float(numerator), float(denominator), covariance, critical=critical)
+
+
+def _interval(draws: Draws, contrast: NDArray[np.float64], confidence: float) -> Interval:
+    """Of a linear combination of the three sides."""
+    value = float(contrast @ draws.values())
     if not np.isfinite(value):
         return Interval(None, None, None)
-    if len(samples) == 0:
-        return Interval(float(value), None, None)
-    return Interval(float(value), *quantiles(samples, confidence))
+    if len(draws.samples) < 2:
+        return Interval(value, None, None)
+    samples = draws.means(draws.spread(contrast).share) @ contrast
+    return Interval(value, *quantiles(samples, confidence))
 
 
 def _check(
