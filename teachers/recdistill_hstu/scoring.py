@@ -14,6 +14,7 @@ from recdistill_core.batch import Batch
 from recdistill_core.errors import DataError
 from recdistill_core.interfaces import HistoryWindow
 from recdistill_hstu.cache import Encoded, EncodedHistories, Merge, Stack, advance, candidates, moved_on
+from recdistill_hstu.events import require_events
 from recdistill_hstu.layout import ranges
 from recdistill_hstu.steps import truncation
 
@@ -46,6 +47,7 @@ def extended(
     teacher: HSTUTeacher, encoded: EncodedHistories, events: Mapping[str, Tensor], offsets: Tensor, backend: str
 ) -> EncodedHistories:
     """See :meth:`HSTUTeacher.extend`."""
+    require_events(teacher.tokens, {**dict.fromkeys(encoded.events), **events}, offsets, len(encoded))
     _require_order(encoded, events, offsets)
     whole, truncated = stacks(teacher, backend)
     together = Merge(encoded.offsets, offsets)
@@ -124,14 +126,7 @@ def score_part(
 
 
 def _require_order(encoded: EncodedHistories, events: Mapping[str, Tensor], offsets: Tensor) -> None:
-    """Raise DataError where new events lack a field or are older than one before them."""
-    missing = [name for name in encoded.events if name not in events]
-    if missing:
-        raise DataError(
-            f"the new events lack {', '.join(missing)}",
-            where="HSTUTeacher.extend",
-            fix="give every field that the histories were encoded with",
-        )
+    """Raise DataError where a new event is older than one before it."""
     owner = torch.repeat_interleave(torch.arange(len(encoded), device=offsets.device), offsets.diff())
     before = encoded.last_time()[owner]
     inside = owner[1:] == owner[:-1]

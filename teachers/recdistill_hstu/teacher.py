@@ -20,6 +20,7 @@ from recdistill_core.schema import Schema
 from recdistill_hstu.attention import Attend, check_config, choose_backend, logger, prepare
 from recdistill_hstu.cache import Encoded, EncodedHistories, weights_of
 from recdistill_hstu.config import HSTUConfig
+from recdistill_hstu.events import require_events
 from recdistill_hstu.head import ScoringHead
 from recdistill_hstu.layer import HSTULayer
 from recdistill_hstu.layout import Layout, Span
@@ -87,8 +88,10 @@ class HSTUTeacher(TrainableTeacher):
             events: ``{name: [E]}`` as in a batch, oldest first. offsets: ``[U + 1]`` int64.
 
         Raises:
-            DataError: if the events lack a field of the schema, or their time goes backwards.
+            DataError: if the events lack a field of the schema or have an action that it lacks, their time goes
+                backwards, or the offsets do not part them.
         """
+        require_events(self.tokens, events, offsets, max(len(offsets) - 1, 0))
         config, like = self.config, self.tokens.table.weight
         histories = len(offsets) - 1
         whole = Encoded.empty(histories, config.layers - config.truncate_layers, config, like, 0)
@@ -150,7 +153,11 @@ class HSTUTeacher(TrainableTeacher):
                 where="HSTUTeacher.score_candidates",
                 fix="lower it only as far as memory asks",
             )
-        if owner.shape != (len(rows),) or bool(((owner < 0) | (owner >= len(encoded))).any()):
+        if (
+            getattr(owner, "shape", None) != (len(rows),)
+            or owner.dtype != torch.int64
+            or bool(((owner < 0) | (owner >= len(encoded))).any())
+        ):
             raise DataError(
                 f"owner must name one of {len(encoded)} histories for each of {len(rows)} rows",
                 where="HSTUTeacher.score_candidates",

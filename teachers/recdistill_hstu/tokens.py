@@ -33,6 +33,7 @@ class TokenEmbedding(nn.Module):
     def __init__(self, schema: Schema, width: int, *, added_action: bool, std: float = 0.02) -> None:
         super().__init__()
         self.fields = [entry.name for entry in schema.events] + (["action"] if added_action else [])
+        self.actions = schema.num_action_codes if added_action else 0
         in_events = [entry.vocabulary for entry in schema.events]
         chosen = [
             (column, feature.vocabulary)

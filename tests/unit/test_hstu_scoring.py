@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hstu_cases import make_batch, make_teacher, small_config
@@ -174,8 +175,48 @@ def refusals() -> dict[str, tuple[Any, type[RecdistillError], str]]:
         "offsets": (offsets, DataError, r"there are new events of 1 histories, and 2 are encoded"),
         "older": (older, DataError, r"event 0 has time \d+, and the event before it \d+\n  where: history 0"),
         "unsorted": (unsorted, DataError, r"event 1 has time \d+, and the event before it \d+\n  where: history 0"),
-        "fields": (fields, DataError, r"the new events lack author, tab, action, time"),
+        "fields": (fields, DataError, r"the events lack author, tab, action, time"),
     }
+
+
+def changed(**columns: Any) -> Any:
+    """Seven events of two histories, with columns changed; None leaves one out."""
+    batch = make_batch([5, 2], [(0, 0), (1, 0)])
+    assert batch.history is not None
+    return {name: column for name, column in {**batch.history.events, **columns}.items() if column is not None}
+
+
+@pytest.mark.parametrize(
+    ("columns", "offsets", "message"),
+    [
+        ({"time": None}, [0, 5, 7], "the events lack time"),
+        ({"action": None}, [0, 5, 7], "the events lack action"),
+        ({"item": np.arange(7)}, [0, 5, 7], "item is no tensor [E] of whole numbers"),
+        ({"item": torch.arange(7.0)}, [0, 5, 7], "item is no tensor [E] of whole numbers"),
+        ({"item": torch.arange(6)}, [0, 5, 7], "item has 6 entries, time 7"),
+        ({}, [0, 5, 9], "offsets [0, 5, 9] do not part 7 events among 2 histories"),
+        ({}, [1, 5, 7], "offsets [1, 5, 7] do not part 7 events among 2 histories"),
+        ({}, [0, 8, 7], "offsets [0, 8, 7] do not part 7 events among 2 histories"),
+        ({"action": torch.full((7,), 1000)}, [0, 5, 7], "event 0 has the action code 1000, outside [0, 8)"),
+        ({"action": torch.tensor([0, 0, -1, 0, 0, 0, 0])}, [0, 5, 7], "event 2 has the action code -1"),
+    ],
+)
+def test_events_that_are_none_are_refused(columns: dict[str, Any], offsets: list[int], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        make_teacher(small_config()).encode(changed(**columns), torch.tensor(offsets))
+    assert str(caught.value).startswith(message)
+    assert "HSTUTeacher.encode" in str(caught.value)
+
+
+def test_offsets_and_owners_are_whole_numbers() -> None:
+    teacher = make_teacher(small_config())
+    with pytest.raises(DataError, match=r"offsets is no tensor \[E\] of whole numbers"):
+        teacher.encode(changed(), [0, 5, 7])  # type: ignore[arg-type]  # the mistake
+    batch = at_the_end(make_batch([5, 2], [(0, 0), (1, 0)]))
+    encoded = teacher.encode(changed(), torch.tensor([0, 5, 7]))
+    for owner in ([0, 1], torch.tensor([0.0, 1.0])):
+        with pytest.raises(DataError, match="owner must name one of 2 histories for each of 2 rows"):
+            teacher.score_candidates(encoded, batch, owner)  # type: ignore[arg-type]  # the mistake
 
 
 @pytest.mark.parametrize("case", refusals())
