@@ -335,7 +335,7 @@ def _total_batches(trainer: L.Trainer) -> int:
     if isinstance(data, DistillationDataModule):
         return data.total_steps
     steps = trainer.estimated_stepping_batches
-    if not math.isfinite(steps):
+    if not 0 < steps < math.inf:  # Lightning says -1 where neither batches nor steps are known
         raise UsageError(
             "the length of the training is not known, and with it the places where widths change",
             where="lightning.Trainer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from pipeline_cases import data_module, fit
+from pipeline_cases import config, data_module, fit, run_of
 from torch import Tensor
 
 from recdistill_core import BuildContext, Objective
@@ -19,10 +20,11 @@ from recdistill_core.config import make
 from recdistill_core.errors import UsageError
 from recdistill_core.registry import installed
 from recdistill_core.serving import with_named_inputs
+from recdistill_core.weights import load_weights
 from recdistill_lightning import DistillationDataModule, Optimisation, ReadOrder, StudentModule
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_pipeline.scoring import cost
-from recdistill_prune import GrowPrune, IdeaPrune, OneCosine, hidden_layers
+from recdistill_prune import GrowPrune, IdeaPrune, InRecovery, OneCosine, hidden_layers
 
 STUDENT: dict[str, Any] = {"name": "dcn", "embedding": 4, "hidden": [8, 6], "tower": 4, "recent": 3}
 START = {"student.dense.0": 8, "main.body.0": 4}
@@ -254,6 +256,27 @@ def test_a_training_that_ends_early_is_told(feed: ParquetSource, caplog: pytest.
     assert "make a new one for every fit" in str(caught.value)
 
 
+def test_distillation_may_wait_for_recovery(feed: ParquetSource) -> None:
+    torch.manual_seed(5)
+    student = make(installed(), "student", STUDENT, BuildContext(feed.schema, ("click",)))
+    pruning = IdeaPrune(enlarge=2.0, cuts=3)
+    strategy = InRecovery(make(installed(), "strategy", "rec_distill"), pruning)
+    module = StudentModule(student, {"click": Objective("click", strategy, make(installed(), "loss", "soft_ce"))})
+    heard: list[set[str]] = []
+
+    class Ear(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
+            heard.append({name for name in trainer.callback_metrics if name.startswith("train/")})
+
+    before = module.auxiliary["auxiliary"].out.weight.clone()
+    fit(module, data_of(feed, module), pruning, Ear())
+    last = max(pruning.plan)
+    assert heard[:last] == [{"train/click/main/hard"}] * last
+    assert len(heard) > last
+    assert all("train/click/auxiliary/soft" in names for names in heard[last:])
+    assert not torch.equal(module.auxiliary["auxiliary"].out.weight, before)
+
+
 class Batches(L.LightningModule):
     """Not a student's module."""
 
@@ -307,17 +330,35 @@ def test_only_a_whole_student_is_pruned(feed: ParquetSource, tmp_path: Path) -> 
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*have no `val_dataloader`")
-def test_a_training_without_an_end_is_refused(feed: ParquetSource) -> None:
+class Bare(L.LightningDataModule):
+    """The training batches alone, of which nobody knows how often they are read."""
+
+    test_rows = None
+    epochs = -1
+
+    def __init__(self, data: DistillationDataModule) -> None:
+        super().__init__()
+        self.data = data
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(list(self.data.training_batches()), batch_size=None)  # type: ignore[arg-type]  # a list will do
+
+    def val_dataloader(self) -> Any:
+        return []
+
+
+def test_the_length_of_a_training_with_another_data_module_is_the_trainers(feed: ParquetSource) -> None:
     module = student_module(feed, Optimisation())
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
-    trainer = L.Trainer(accelerator="cpu", max_epochs=-1, callbacks=[GrowPrune()], **quiet)
+    bare: Any = Bare(data_of(feed, module))
     with pytest.raises(UsageError) as caught:
-        trainer.fit(module, data_of(feed, module).train_dataloader())
+        fit(module, bare, GrowPrune())
     assert str(caught.value) == (
         "the length of the training is not known, and with it the places where widths change\n"
         "  where: lightning.Trainer\n  to do: give max_epochs or max_steps"
     )
+    pruning = GrowPrune(cycles=1)
+    fit(module, bare, pruning, max_epochs=4, accumulate_grad_batches=2)
+    assert list(pruning.plan) == [12, 36]  # 4 passes of 12 batches: a quarter wide, half narrow, a quarter wide
 
 
 @pytest.mark.parametrize(
@@ -337,3 +378,24 @@ def test_a_training_without_an_end_is_refused(feed: ParquetSource) -> None:
 def test_settings_out_of_range(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"name": "idea_prune", "enlarge": 3.0, "begin": 0.2, "cuts": 2}, {"name": "grow_prune", "cycles": 1}],
+    ids=["idea_prune", "grow_prune"],
+)
+def test_a_run_whose_trainer_prunes(feed_path: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Students are pruned, the teacher is not, and what comes after training meets the student as it is configured."""
+    student = {"name": "mlp", "embedding": 4, "hidden": [8, 6], "tower": 4, "recent": 3}
+    changes = {"students": [student], "seeds": [1], "exporters": ["torch_export"]}
+    run_of(tmp_path / "run", config(feed_path, trainer={"accelerator": "cpu", **settings}, **changes)).all()
+    run_of(tmp_path / "plain", config(feed_path, **changes)).all()
+    found, plain = (json.loads((tmp_path / out / "metrics.json").read_text()) for out in ("run", "plain"))
+    assert found["students"]["mlp"]["cost"] == plain["students"]["mlp"]["cost"]
+    assert found["students"]["mlp"]["raw"]["auc"] != plain["students"]["mlp"]["raw"]["auc"]
+    assert found["teacher"] == plain["teacher"]
+    for out in ("mlp-raw", "mlp-distilled"):
+        weights = load_weights(tmp_path / "run" / "seed-1" / out / "serving.safetensors")
+        assert weights["student.dense.0.weight"].shape[0] == 8
+        assert weights["main.body.0.weight"].shape == (4, 6)
