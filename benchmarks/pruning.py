@@ -1,7 +1,7 @@
 """Ways to a small student: trained small, enlarged and pruned, grown and pruned, with a teacher and without.
 
 The feed is simulated, the regime that of the demo: students see the newest part of what their teacher has seen. Every
-way gets the same steps, the same three learning rates and the same cosine; its rate is the one with the lower NE on the
+way gets the same steps, the same four learning rates and the same cosine; its rate is the one with the lower NE on the
 rows between training and test, averaged over seeds. Prints Markdown tables:
 
     python benchmarks/pruning.py --out FOLDER [--seeds 3]
@@ -41,7 +41,7 @@ from recdistill_pipeline.scoring import cost, score_rows
 from recdistill_prune import GrowPrune, IdeaPrune, InRecovery, OneCosine
 
 FEED = {
-    "name": "simulator", "users": 600, "items": 400, "impressions": 60_000, "history_length": 60, "seed": 7,
+    "name": "simulator", "users": 600, "items": 400, "impressions": 120_000, "history_length": 60, "seed": 7,
     "tasks": ["click"],
 }  # fmt: skip
 TEACHER = {
@@ -50,9 +50,14 @@ TEACHER = {
 }  # fmt: skip
 STUDENT = {"name": "mlp", "embedding": 8, "hidden": [4, 16], "tower": 4, "recent": 20}
 LARGE = {**STUDENT, "hidden": [32, 16], "tower": 32}
-ENLARGE, RATES, ALPHA, EPOCHS = 8.0, (2e-3, 5e-3, 1.2e-2), 5.0, 3
+ENLARGE, RATES, ALPHA, EPOCHS = 8.0, (1e-3, 2.5e-3, 6e-3, 1.5e-2), 5.0, 3
 SHARES = (0.5, 0.7, 0.75)
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 class Study:
@@ -164,15 +169,21 @@ def main() -> None:
     study, seeds = Study(options.out), range(1, options.seeds + 1)
     made = [study.teacher(seed) for seed in seeds]
     print(", ".join(f"{key} {value}" for key, value in machine().items()), flush=True)
-    print("\n| way | rate | AUC | GAUC | NE | NE, other rates | parameters but embeddings | FLOPs per impression |")
-    print("|---|---|---|---|---|---|---|---|")
-    print(f"| teacher | 0.003 | {_shown([found for _, found in made])} | | | |", flush=True)
+    print(
+        "\n| way | rate | AUC | GAUC | NE | less NE than the first, by seed | NE, other rates | dense parameters | FLOPs |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"| teacher | 0.003 | {_shown([found for _, found in made])} | | | | |", flush=True)
+    first: list[dict[str, float]] = []
     for name in options.way or WAYS:
-        _row(study, name, [labels for labels, _ in made])
+        first = _row(study, name, [labels for labels, _ in made], first)
 
 
-def _row(study: Study, name: str, labels: list[Any]) -> None:
-    """One line of the table: the best rate by validation, and its numbers on the test rows."""
+def _row(study: Study, name: str, labels: list[Any], first: list[dict[str, float]]) -> list[dict[str, float]]:
+    """One line of the table: the best rate by validation, and its numbers on the test rows.
+
+    Returns ``first``, the numbers by seed of the line that this one is compared with, or its own where there is none.
+    """
     found: dict[float, tuple[float, list[dict[str, float]], dict[str, float]]] = {}
     for rate in RATES:
         checks, tests = [], []
@@ -188,11 +199,13 @@ def _row(study: Study, name: str, labels: list[Any]) -> None:
     others = ", ".join(
         f"{rate:g}: {np.mean([test['ne'] for test in found[rate][1]]):.4f}" for rate in RATES if rate != best
     )
+    gains = ", ".join(f"{old['ne'] - new['ne']:+.4f}" for old, new in zip(first, tests, strict=True)) if first else ""
     print(
-        f"| {name} | {best:g} | {_shown(tests)} | {others} | {costs['dense_parameters']:,.0f} "
+        f"| {name} | {best:g} | {_shown(tests)} | {gains} | {others} | {costs['dense_parameters']:,.0f} "
         f"| {costs['flops_per_impression']:,.0f} |",
         flush=True,
     )
+    return first or tests
 
 
 def _shown(found: list[dict[str, float]]) -> str:

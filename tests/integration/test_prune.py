@@ -128,7 +128,7 @@ def test_a_fit_that_goes_on_from_a_checkpoint_ends_in_the_same_weights(
 ) -> None:
     def parts() -> tuple[StudentModule, DistillationDataModule, IdeaPrune | GrowPrune]:
         module = student_module(feed, dropout=0.0)
-        return module, data_of(feed, module, seed=3), GrowPrune(seed=4) if grows else IdeaPrune(enlarge=3.0, cuts=4)
+        return module, data_of(feed, module, seed=3), GrowPrune() if grows else IdeaPrune(enlarge=3.0, cuts=4)
 
     module, data, pruning = parts()
     fit(module, data, pruning)
