@@ -170,12 +170,11 @@ def student(source: SampleSource, out: Path) -> None:
 
 
 def pruned(source: SampleSource, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     for name, pruning in prunings().items():
         module = a_student(source)
         torch.manual_seed(int(os.environ.get("RANK", "0")))  # what is drawn must be the first process's
         fit(module, student_data(source, module), pruning, strategy="ddp", devices=world())
-        (out / name).mkdir()
+        (out / name).mkdir(parents=True, exist_ok=True)
         save_full_weights(module, out / name / "model.safetensors")
 
 
