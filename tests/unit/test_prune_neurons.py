@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import pytest
 import torch
 from core_cases import SCHEMA, make_batch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from recdistill_core.config import make
 from recdistill_core.errors import UsageError
 from recdistill_core.registry import installed
 from recdistill_lightning import StudentModule
-from recdistill_prune import hidden_layers, shrink
+from recdistill_prune import GrowPrune, IdeaPrune, hidden_layers, shrink
 from recdistill_prune.neurons import erase, mask_gradients, regrow, widen
 
 BATCH = make_batch(16)
@@ -149,6 +151,51 @@ def test_erased_neurons_and_their_moments_stay_zero(activation: nn.Module) -> No
         for moment in ("exp_avg", "exp_avg_sq"):
             assert not optimizer.state[part][moment].index_select(dimension, gone).any()
             assert optimizer.state[part][moment].any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    total=st.integers(4, 500),
+    enlarge=st.floats(1.01, 40.0),
+    shares=st.lists(st.floats(0.01, 0.99), min_size=2, max_size=2).map(sorted),
+    cuts=st.integers(1, 30),
+)
+def test_widths_fall_to_the_students_own_and_training_goes_on(
+    total: int, enlarge: float, shares: list[float], cuts: int
+) -> None:
+    module = build("mlp")
+    pruning = IdeaPrune(enlarge=enlarge, begin=shares[0], end=shares[1], cuts=cuts, seed=0)
+    pruning.prepare(module)
+    start = widths(module)
+    assert all(start[name] > width for name, width in WIDTHS["mlp"].items())
+    try:
+        plan = pruning.targets(total, start)
+    except UsageError:
+        assume(False)
+    assert list(plan) == sorted(plan)
+    assert len(plan) == cuts
+    assert 1 <= min(plan) <= max(plan) < total
+    assert plan[max(plan)] == WIDTHS["mlp"]
+    for before, after in itertools.pairwise([start, *plan.values()]):
+        assert all(after[name] <= before[name] for name in start)
+
+
+@settings(max_examples=100, deadline=None)
+@given(total=st.integers(2, 500), keep=st.floats(0.01, 0.99), narrow=st.floats(0.01, 0.99), cycles=st.integers(1, 9))
+def test_narrow_and_wide_phases_alternate_and_the_last_is_wide(
+    total: int, keep: float, narrow: float, cycles: int
+) -> None:
+    try:
+        plan = GrowPrune(keep=keep, narrow=narrow, cycles=cycles).targets(total, WIDTHS["dcn"])
+    except UsageError:
+        assume(False)
+    assert list(plan) == sorted(plan)
+    assert 0 < min(plan) <= max(plan) < total
+    small = {name: math.ceil(width * keep) for name, width in WIDTHS["dcn"].items()}
+    assert list(plan.values()) == [small, WIDTHS["dcn"]] * cycles
+    places = list(plan)
+    narrowed = sum(after - before for before, after in zip(places[::2], places[1::2], strict=True))
+    assert abs(narrowed - narrow * total) <= cycles
 
 
 def test_widening_draws_as_a_linear_map_does_and_from_no_global_generator() -> None:
