@@ -35,9 +35,6 @@ class IdeaPrune(Pruning):
         cuts: number of cuts, >= 1.
         seed: of the weights that are drawn; None: torch's initial seed. No global generator is drawn from.
 
-    Attributes:
-        recovering: True once the last cut is made.
-
     Raises:
         ValueError: if a setting is out of range.
         UsageError: at the start of the fit, if there is nothing to prune, a width is larger than the layer's, or the
