@@ -31,6 +31,7 @@ from recdistill_lightning import (
 from recdistill_lightning.sharding import FSDP2Strategy
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
+from recdistill_prune import GrowPrune, IdeaPrune
 
 #: Windows of this order end in batches of one request, of which one of two processes has nothing.
 ORDER = ReadOrder(batch_size=86, window_hours=48, within="user")
@@ -168,6 +169,19 @@ def student(source: SampleSource, out: Path) -> None:
     save_full_weights(module, out / "model.safetensors")
 
 
+def pruned(source: SampleSource, out: Path) -> None:
+    for name, pruning in prunings().items():
+        module = a_student(source)
+        torch.manual_seed(int(os.environ.get("RANK", "0")))  # what is drawn must be the first process's
+        fit(module, student_data(source, module), pruning, strategy="ddp", devices=world())
+        (out / name).mkdir(parents=True, exist_ok=True)
+        save_full_weights(module, out / name / "model.safetensors")
+
+
+def prunings() -> dict[str, L.Callback]:
+    return {"idea": IdeaPrune(enlarge=3.0, cuts=2), "grow": GrowPrune(cycles=1)}
+
+
 def a_student(source: SampleSource) -> StudentModule:
     torch.manual_seed(3)
     built = make(installed(), "student", {"name": "mlp", **STUDENT}, BuildContext(source.schema, ("click",)))
@@ -247,6 +261,7 @@ SCENARIOS: dict[str, Callable[[SampleSource, Path], None]] = {
         clipped,
         mixed,
         student,
+        pruned,
         resume,
         resume_ddp,
         plain,

@@ -115,7 +115,21 @@ def saved_by_one(feed_path: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def pair(feed_path: Path, saved_by_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes make of it."""
     out = tmp_path_factory.mktemp("pair")
-    done(job(2, feed_path, out, "ddp", "fsdp2", "clipped", "mixed", "student", "resume", CHECKPOINTS=saved_by_one))
+    done(
+        job(
+            2,
+            feed_path,
+            out,
+            "ddp",
+            "fsdp2",
+            "clipped",
+            "mixed",
+            "student",
+            "pruned",
+            "resume",
+            CHECKPOINTS=saved_by_one,
+        )
+    )
     return out
 
 
@@ -165,6 +179,16 @@ def test_a_student_learns_the_same_in_two_processes(feed: ParquetSource, pair: P
     fit(module, worker.student_data(feed, module))
     worker.save_full_weights(module, tmp_path / "model.safetensors")
     same_weights(tmp_path, pair / "student", 1e-5)
+
+
+def test_a_student_is_pruned_and_grown_alike_in_two_processes(feed: ParquetSource, pair: Path, tmp_path: Path) -> None:
+    for name, pruning in worker.prunings().items():
+        module = worker.a_student(feed)
+        torch.manual_seed(0)
+        fit(module, worker.student_data(feed, module), pruning)
+        (tmp_path / name).mkdir()
+        worker.save_full_weights(module, tmp_path / name / "model.safetensors")
+        same_weights(tmp_path / name, pair / "pruned" / name, 1e-5)
 
 
 def test_labels_of_a_sharded_teacher_are_its_scores(feed: ParquetSource, alone: Path, pair: Path) -> None:

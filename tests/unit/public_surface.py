@@ -51,6 +51,7 @@ MODULES = (
     "recdistill_parquet.dataset_writer",
     "recdistill_parquet.labels",
     "recdistill_pipeline.label",
+    "recdistill_prune",
 )
 
 
