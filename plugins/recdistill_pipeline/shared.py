@@ -104,7 +104,7 @@ class SharedFolder:
         home = self.path / "steps" / key
         with self.lock(key):
             if (home / "manifest.json").exists() and not directory.done(name):
-                self.say(f"{directory.path.name}: {name} is there already, in {home}")
+                self.say(f"{name} is there already, in {home}")
                 return directory.step(name, partial(_take, home))
             facts = directory.step(name, work)
             if not (home / "manifest.json").exists():
