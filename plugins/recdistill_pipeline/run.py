@@ -25,7 +25,7 @@ from recdistill_pipeline.external import black_box, label_teacher, read_publishe
 from recdistill_pipeline.fit import fit_fold, fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.plots import draw_all
-from recdistill_pipeline.pretrained import require_pretrained
+from recdistill_pipeline.pretrained import Pretrained, require_pretrained
 from recdistill_pipeline.report import summary
 from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here, versions
 from recdistill_pipeline.shared import SharedFolder, dataset_home, raw_settings, store_spec, teacher_settings
@@ -100,7 +100,7 @@ class Run:
             told = f"teacher {self.plan.teacher.name}, seed {seed}: {split.teacher[1] - split.teacher[0]:,} rows"
             folds = [] if self.directory.done(name) else self._folds(source, split, seed)
             work = partial(fit_teacher, self.plan, source, split, self.store, seed, folds=folds)
-            self._step(name, told, work, self._settings(source, teacher_settings(self.plan), seed))
+            self._step(name, told, work, partial(self._settings, source, seed))
 
     def _folds(self, source: SampleSource, split: Split, seed: int) -> list[LabelVersion]:
         """Label out of fold, a step per copy of the teacher, where the configuration asks for it."""
@@ -112,7 +112,7 @@ class Run:
             name = f"seed-{seed}/teacher-fold-{number}"
             told = f"teacher {self.plan.teacher.name}, seed {seed}, fold {number + 1} of {capture.folds}"
             work = partial(fit_fold, self.plan, source, split, self.store, seed, number)
-            settings = {**self._settings(source, teacher_settings(self.plan), seed), "fold": number}
+            settings = partial(self._settings, source, seed, fold=number)
             made.append(self._step(name, told, work, settings)["labels"]["version"])
         known = {entry.version: entry for entry in self.store.versions()}
         lost = [(number, version) for number, version in enumerate(made) if version not in known]
@@ -163,7 +163,7 @@ class Run:
         told = f"{kind} student {label}, seed {seed}: {split.student[1] - split.student[0]:,} rows"
         fresh = not self.directory.done(name)
         work = partial(fit_student, self.plan, label, source, split, self.store, teacher, seed, run=self.directory.path)
-        settings = None if teacher else self._settings(source, raw_settings(self.plan, label), seed)
+        settings = None if teacher else partial(self._settings, source, seed, label)
         labels = self._step(name, told, work, settings)["labels"]
         if fresh and labels and min(labels["coverage"].values()) < 1.0:
             shares = ", ".join(f"{share:.1%} of its rows (task {task})" for task, share in labels["coverage"].items())
@@ -175,11 +175,15 @@ class Run:
         self._student(source, split, seed, label, "raw", None)
 
     def _step(
-        self, name: str, told: str, work: Callable[[Path], Mapping[str, Any]], settings: Mapping[str, Any] | None
+        self,
+        name: str,
+        told: str,
+        work: Callable[[Path], Mapping[str, Any]],
+        settings: Callable[[], Mapping[str, Any]] | None,
     ) -> dict[str, Any]:
         """Do a step, or take it from the shared folder; ``told`` is said where there is something to do.
 
-        ``settings`` are all that it depends on; None: it is not shared.
+        ``settings`` gives all that the step depends on; None: it is not shared.
         """
 
         def do(out: Path) -> Mapping[str, Any]:
@@ -188,10 +192,14 @@ class Run:
 
         if self.shared is None or settings is None:
             return self.directory.step(name, do)
-        return self.shared.step(self.directory, name, settings, do)
+        return self.shared.step(self.directory, name, settings(), do)
 
-    def _settings(self, source: SampleSource, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        return {**settings, "seed": seed, "snapshot": source.snapshot_id}
+    def _settings(self, source: SampleSource, seed: int, label: str = "", fold: int | None = None) -> dict[str, Any]:
+        """All that the raw student ``label`` depends on, or without one the teacher or a copy of it."""
+        settings = raw_settings(self.plan, label) if label else teacher_settings(self.plan)
+        start = self.plan.config.pretrained.path if not label else ""
+        weights = Pretrained.open(Path(start)).weights if start else ""
+        return {**settings, "seed": seed, "snapshot": source.snapshot_id, "start": weights, "fold": fold}
 
     def _alone(self, what: str) -> AbstractContextManager[None]:
         """No other run with the same shared folder is at this while we are."""
