@@ -1,11 +1,13 @@
 """What runs have in common, made once: datasets, teachers with their labels, and raw students.
 
-A folder that several runs name as ``shared`` holds ``datasets/``, ``labels/`` and ``steps/``, under digests of all that
-they depend on. Runs may use it at the same time: whoever needs a step that another one is at waits for it.
+A folder that several runs name as ``shared`` holds ``datasets/``, ``labels/``, ``steps/`` and ``arrays/`` (a teacher's
+logits of the test rows), under digests of all that they depend on. Runs may use it at the same time: whoever needs what
+another one is at waits for it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from recdistill_core.files import whole_or_absent
-from recdistill_core.fingerprint import digest
+from recdistill_core.fingerprint import digest, file_sha256
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.rundir import RunDirectory, checked_file, read_json
 
@@ -25,6 +29,8 @@ from recdistill_pipeline.rundir import RunDirectory, checked_file, read_json
 NEITHER = ("name", "shared", "seeds", "labels", "evaluation", "exporters", "pretrain", "store")
 OF_STUDENTS = ("students", "strategy", "loss", "student_training", "student_debiasers")
 OF_TEACHERS = ("teacher", "teacher_training", "teacher_debiasers", "capture", "pretrained")
+#: File of an entry of ``arrays/``.
+ARRAY = "array.npy"
 
 
 def dataset_home(plan: Plan, run: Path) -> Path:
@@ -112,6 +118,25 @@ class SharedFolder:
                     place.mkdir()
                     _copy(directory.path / name, place, [*facts["files"], "manifest.json"])
             return facts
+
+    def array(self, settings: Mapping[str, Any], work: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Numbers that the same settings have given before, or those that ``work`` gives now.
+
+        Raises:
+            IntegrityError: if the file was changed since it was written.
+        """
+        key = digest(settings)
+        home = self.path / "arrays" / key
+        with self.lock(key):
+            if not (home / "manifest.json").exists():
+                home.parent.mkdir(exist_ok=True)
+                with whole_or_absent(home) as place:
+                    place.mkdir()
+                    np.save(place / ARRAY, work())
+                    facts = {"files": {ARRAY: file_sha256(place / ARRAY)}}
+                    (place / "manifest.json").write_text(json.dumps(facts))
+        found: NDArray[np.float64] = np.load(checked_file(home, ARRAY), allow_pickle=False)
+        return found
 
 
 def _take(home: Path, out: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from recdistill_core.console import JsonOption, emit, messages
 from recdistill_core.errors import UsageError
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from recdistill_core.engine import Engine
     from recdistill_sweep.planned import Planned
     from recdistill_sweep.state import SweepState
+
+
+#: Names of folders are long, and a shortened one cannot be copied.
+_RUN = Column("run", overflow="fold")
 
 
 def sweep(
@@ -101,7 +105,7 @@ def _dry_run(planned: list[Planned], state: SweepState, out: Path, json: bool) -
     answer = {**state.plain(), "shared": shared, "sweep": str(out)}
 
     def render(console: Console) -> None:
-        table = Table("run", "status", "changes", title=f"{len(planned)} runs", title_justify="left")
+        table = Table(_RUN, "status", "changes", title=f"{len(planned)} runs", title_justify="left")
         for entry in planned:
             changes = ", ".join(f"{key}={value}" for key, value in sorted(entry.arm.overrides.items()))
             table.add_row(entry.name, state.runs[entry.name]["status"], changes)
@@ -119,7 +123,7 @@ def _render(console: Console, state: SweepState, out: Path) -> None:
         for label, numbers in facts.get("numbers", {"": {}}).items()
     ]
     metrics = list(dict.fromkeys(metric for *_, numbers in rows for metric in numbers))
-    table = Table("run", "status", "student", *(f"eta {metric}" for metric in metrics))
+    table = Table(_RUN, "status", "student", *(f"eta {metric}" for metric in metrics))
     for name, status, label, numbers in rows:
         table.add_row(name, status, label, *(_eta(numbers.get(metric)) for metric in metrics))
     console.print(table)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pipeline_cases import TEACHER, config, run_of
 
@@ -15,7 +16,7 @@ from recdistill_core.errors import IntegrityError
 from recdistill_core.fingerprint import digest
 from recdistill_core.registry import installed
 from recdistill_pipeline.plan import make_plan
-from recdistill_pipeline.shared import dataset_home, raw_settings, store_spec, teacher_settings
+from recdistill_pipeline.shared import SharedFolder, dataset_home, raw_settings, store_spec, teacher_settings
 
 SMALL: Mapping[str, Any] = {"students": ["mlp"], "seeds": [1]}
 
@@ -93,11 +94,24 @@ def test_students_that_start_later_learn_from_the_same_teacher(feed_path: Path, 
     run_of(tmp_path / "one", config(feed_path, **shared)).all()
     late = config(feed_path, **shared, split={"test_from": "75%", "student_from": "50%"})
     run_of(tmp_path / "two", late, said.append).all()
+    assert "scoring 750 test rows with teacher, seed 1" not in said
+    assert "scoring 750 test rows with raw/mlp, seed 1" in said
     taken = [line for line in said if "is there already" in line]
     assert [line.partition(" ")[0] for line in taken] == ["seed-1/teacher"]
     assert not any(line.startswith("teacher hstu") for line in said)
     run_of(tmp_path / "alone", {**late, "shared": ""}).all()
     assert (tmp_path / "two/metrics.json").read_bytes() == (tmp_path / "alone/metrics.json").read_bytes()
+
+
+def test_scores_that_were_changed_are_refused(tmp_path: Path) -> None:
+    folder = SharedFolder(tmp_path / "shared")
+    first = folder.array({"of": 1}, lambda: np.arange(3.0))
+    assert folder.array({"of": 1}, lambda: np.zeros(3)).tolist() == first.tolist() == [0.0, 1.0, 2.0]
+    assert folder.array({"of": 2}, lambda: np.zeros(3)).tolist() == [0.0] * 3
+    for path in (tmp_path / "shared/arrays").glob("*/array.npy"):
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(IntegrityError, match="a file of the run is absent or was changed"):
+        folder.array({"of": 1}, lambda: np.arange(3.0))
 
 
 @pytest.mark.slow
