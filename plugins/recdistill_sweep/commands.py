@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from recdistill_sweep.state import SweepState
 
 
-#: Names of folders are long, and a shortened one cannot be copied.
-_RUN = Column("run", overflow="fold")
-
-
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML file: a run and what is varied in it.", metavar="SWEEP")],
     settings: Annotated[
@@ -105,7 +101,7 @@ def _dry_run(planned: list[Planned], state: SweepState, out: Path, json: bool) -
     answer = {**state.plain(), "shared": shared, "sweep": str(out)}
 
     def render(console: Console) -> None:
-        table = Table(_RUN, "status", "changes", title=f"{len(planned)} runs", title_justify="left")
+        table = Table(_run_column(), "status", "changes", title=f"{len(planned)} runs", title_justify="left")
         for entry in planned:
             changes = ", ".join(f"{key}={value}" for key, value in sorted(entry.arm.overrides.items()))
             table.add_row(entry.name, state.runs[entry.name]["status"], changes)
@@ -123,11 +119,16 @@ def _render(console: Console, state: SweepState, out: Path) -> None:
         for label, numbers in facts.get("numbers", {"": {}}).items()
     ]
     metrics = list(dict.fromkeys(metric for *_, numbers in rows for metric in numbers))
-    table = Table(_RUN, "status", "student", *(f"eta {metric}" for metric in metrics))
+    table = Table(_run_column(), "status", "student", *(f"eta {metric}" for metric in metrics))
     for name, status, label, numbers in rows:
         table.add_row(name, status, label, *(_eta(numbers.get(metric)) for metric in metrics))
     console.print(table)
     console.print(f"sweep: {out}", highlight=False, soft_wrap=True)
+
+
+def _run_column() -> Column:
+    """Names of folders are long, and a shortened one cannot be copied. A column belongs to one table."""
+    return Column("run", overflow="fold")
 
 
 def _eta(numbers: Any) -> str:

@@ -96,7 +96,7 @@ def open_folders(planned: Sequence[Planned]) -> None:
     if refused:
         shown = "\n  ".join(refused[:NAMED]) + (f"\n  and {len(refused) - NAMED} more" if len(refused) > NAMED else "")
         raise UsageError(
-            f"{len(refused)} run directories hold other runs than the sweep's:\n  {shown}",
+            f"run directories that hold other runs than those of the sweep: {len(refused)}\n  {shown}",
             where=str(planned[0].folder.parent),
             fix="give another --out, or the file with which the sweep was started",
         )

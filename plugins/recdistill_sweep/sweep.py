@@ -48,7 +48,7 @@ class Sweep:
         self._do((task, entries) for task, entries in checks(self._open(), self.out))
         parts = shared_parts(self._open(), self.out)
         if parts:
-            self.say(f"{len(self._open())} runs to do; {len(parts)} teachers and raw students of theirs come first")
+            self.say(f"runs to do: {len(self._open())}; before them, teachers and raw students: {len(parts)}")
         self._do(parts)
         self._do((run_task(entry, self.out), [entry]) for entry in self._open())
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def test_dataset_teachers_and_raw_students_are_made_once(done: tuple[Path, Any, 
 def test_messages_say_what_started_what_finished_and_how_much_is_left(done: tuple[Path, Any, str]) -> None:
     out, document, said = done
     lines = [line for line in said.splitlines() if line]
-    assert lines[0] == "2 runs to do; 4 teachers and raw students of theirs come first"
+    assert lines[0] == "runs to do: 2; before them, teachers and raw students: 4"
     for what in (
         "teacher hstu of alpha-1, seed 2",
         "raw student mlp of alpha-1, seed 1",
@@ -192,10 +193,14 @@ def test_a_sweep_that_is_killed_goes_on(done: tuple[Path, Any, str], tmp_path: P
     assert "started teacher" not in ended.stderr
 
 
-def test_no_process_outlives_a_killed_sweep(feed_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_no_process_outlives_a_sweep_that_was_ended(name: str, feed_path: Path, tmp_path: Path) -> None:
     long = {"teacher_training": {"batch_size": 16, "batch_epochs": 200}, "seeds": [1]}
     file = sweep_file(tmp_path / "sweep.yaml", feed_path, long, grid=GRID)
-    words = command("sweep", file, "--out", tmp_path / "out")
+    # a job in the background of a shell ignores SIGINT, and its children with it
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    words = [sys.executable, "-c", f"{heed}from recdistill_core.cli import main; main()", "sweep", str(file)]
+    words += ["--out", str(tmp_path / "out")]
     running = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "out/runs/alpha-1/seed-1/.teacher.part/log/metrics.csv"
     until = time.monotonic() + 300
@@ -203,9 +208,12 @@ def test_no_process_outlives_a_killed_sweep(feed_path: Path, tmp_path: Path) -> 
         assert running.poll() is None, running.communicate()[1]
         assert time.monotonic() < until, "no teacher is trained"
         time.sleep(0.02)
-    running.send_signal(signal.SIGKILL)
+    running.send_signal(getattr(signal, name))
     # its pipes are closed once every process that inherited them has ended
-    running.communicate(timeout=120)
+    _, errors = running.communicate(timeout=120)
+    if name == "SIGINT":
+        assert running.returncode == 130
+        assert "interrupted: what is finished stays, and the same command does the rest" in errors
     (lock,) = (path for path in (tmp_path / "out/shared/locks").iterdir() if not path.name.startswith("dataset"))
     with FileLock(lock, timeout=60):
         assert not list((tmp_path / "out/shared/steps").iterdir())
@@ -246,9 +254,7 @@ def test_what_is_refused_before_anything_runs(recdistill: Verb, feed_path: Path,
     other = config(feed_path, **{**SMALL, "name": "alpha-1", "shared": str(out / "shared"), "threads": 2})
     run_of(out / "runs/alpha-1", other).raw_student("mlp", 1)
     done = recdistill("sweep", file, "--out", out, "--json")
-    refused(
-        done, "UsageError", "1 run directories hold other runs than the sweep's", "alpha-1: the run directory holds"
-    )
+    refused(done, "UsageError", "hold other runs than those of the sweep: 1", "alpha-1: the run directory holds")
     bad = sweep_file(tmp_path / "bad.yaml", feed_path, {}, grid={"strategy.alpha": [1, -1]})
     refused(recdistill("sweep", bad, "--out", out, "--json"), "ConfigError", "run alpha--1: strategy: alpha must be")
 

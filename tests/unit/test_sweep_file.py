@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -27,11 +27,13 @@ BASE: Mapping[str, Any] = {
     "strategy": "rec_distill",
     "students": ["mlp"],
 }
-SCALARS = st.none() | st.booleans() | st.integers(-1000, 1000) | st.floats(allow_nan=False) | st.text(max_size=60)
+SCALARS = st.none() | st.booleans() | st.integers(-1000, 1000) | st.floats(allow_nan=False) | st.text(max_size=50)
 VALUES = st.recursive(
     SCALARS, lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=5), inside, max_size=3)
 )
 KEYS = st.from_regex(r"[a-c]{1,3}(\.[a-c]{1,3}){0,2}", fullmatch=True)
+#: The machine may be busy: drawing nested values then takes longer than hypothesis likes.
+PATIENT = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NAMES = st.from_regex(r"[a-c0-9][a-c0-9._-]{0,8}", fullmatch=True)
 
 
@@ -104,6 +106,7 @@ def test_a_key_is_named_by_its_last_word_where_that_says_which_one_it_is() -> No
     assert list(key_labels(keys).values()) == ["teacher_training.lr", "student_training.lr", "hidden", "seeds"]
 
 
+@PATIENT
 @given(st.lists(VALUES, min_size=1, max_size=6, unique_by=digest))
 def test_different_values_have_different_labels_in_any_order(values: list[Any]) -> None:
     labels = value_labels(values)
@@ -112,6 +115,7 @@ def test_different_values_have_different_labels_in_any_order(values: list[Any]) 
     assert value_labels(values[::-1]) == labels[::-1]
 
 
+@PATIENT
 @given(
     st.dictionaries(NAMES, st.dictionaries(KEYS, SCALARS, max_size=2), max_size=3),
     st.dictionaries(KEYS, st.lists(VALUES, min_size=1, max_size=3, unique_by=digest), max_size=3),
@@ -140,6 +144,7 @@ def test_a_name_that_is_too_long_ends_in_a_digest_of_all_of_it() -> None:
     assert names[0] != names[1]
 
 
+@PATIENT
 @given(st.permutations(["strategy", "strategy.alpha", "students", "students[0].recent"]))
 def test_the_order_of_overrides_does_not_matter(keys: list[str]) -> None:
     values = {"strategy": "single", "strategy.alpha": 3, "students": ["dcn", "mlp"], "students[0].recent": 7}
