@@ -18,4 +18,4 @@ def _load() -> Any:
 @hookimpl
 def recdistill_commands() -> list[Command]:
     """``sweep``."""
-    return [Command("sweep", _load, "Do many runs from one file, the shared parts of them once.")]
+    return [Command("sweep", _load, "Do many runs from one file, shared parts once.")]
