@@ -18,6 +18,7 @@ from recdistill_core.labels import full_name
 from recdistill_pipeline.label import score_batch, with_scores
 from recdistill_pipeline.rundir import read_json
 from recdistill_pipeline.scoring import rows_by_user
+from recdistill_pipeline.shared import store_spec
 from recdistill_pipeline.teacher_of_run import TeacherOfRun
 
 Progress = Callable[[int, int], None]
@@ -173,7 +174,7 @@ def backfill(
     if added and (entry is None or entry.count <= (known[version].count if version in known else 0)):
         raise IntegrityError(
             f"{added:,} labels were committed, and none of them is in this store",
-            where=str(plan.config.store.get("path", teacher.run / "labels")),
+            where=store_spec(plan, teacher.run)["path"],
             fix="give it a path under which every worker finds it, and look at whether it set these logits aside",
         )
     counts = int(missing.size), int(reached.sum()), added, unscored, len(blocks)

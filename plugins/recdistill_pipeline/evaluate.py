@@ -21,6 +21,7 @@ from recdistill_pipeline.models import build_student, build_teacher
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here
 from recdistill_pipeline.scoring import cost, score_rows
+from recdistill_pipeline.shared import SharedFolder, teacher_settings
 from recdistill_pipeline.statistics import transferability
 from recdistill_pipeline.student_labels import as_it_was
 
@@ -76,13 +77,18 @@ def predict(
             costs.setdefault("teacher", UNKNOWN_COST)
             _keep(run.path / "predictions" / f"seed-{seed}-teacher.parquet", source, split, seen, found)
         for name, step, module in _models(plan, run, source, seed, trained):
-            say(f"scoring {split.test[1] - split.test[0]:,} test rows with {name}, seed {seed}")
             module.eval()
 
             def score(batch: Batch, module: Any = module) -> Any:
                 return module(batch)[task]
 
-            found = score_rows(source, split.test, module.history, score, batch_size)[seen]
+            def scored(name: str = name, seed: int = seed, module: Any = module, score: Any = score) -> Floats:
+                say(f"scoring {split.test[1] - split.test[0]:,} test rows with {name}, seed {seed}")
+                return score_rows(source, split.test, module.history, score, batch_size)
+
+            shared = plan.config.shared if name == "teacher" else ""
+            of = {**_scored_by(plan, source, split), "seed": seed, "weights": teacher["files"].get("model.safetensors")}
+            found = (SharedFolder(Path(shared), say).array(of, scored) if shared else scored())[seen]
             logits.setdefault(name, []).append(found)
             key = name.removeprefix("raw/").removeprefix("distilled/")
             if key not in costs:
@@ -95,6 +101,12 @@ def predict(
         part = np.clip(truth[split.test[0] : split.test[1]][seen], 1e-12, 1 - 1e-12)
         truth = np.log(part) - np.log1p(-part)
     return Predictions(label, user, logits, costs, truth)
+
+
+def _scored_by(plan: Plan, source: SampleSource, split: Split) -> dict[str, Any]:
+    """All that a teacher's logits of the test rows depend on, but for its weights."""
+    rows = {"snapshot": source.snapshot_id, "rows": split.test, "batch_size": plan.config.evaluation.batch_size}
+    return {**teacher_settings(plan), **rows, "task": plan.config.task}
 
 
 def _models(plan: Plan, run: RunDirectory, source: SampleSource, seed: int, trained: bool) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from recdistill_pipeline.external import black_box, label_teacher, read_publishe
 from recdistill_pipeline.fit import fit_fold, fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.plots import draw_all
-from recdistill_pipeline.pretrained import require_pretrained
+from recdistill_pipeline.pretrained import Pretrained, require_pretrained
 from recdistill_pipeline.report import summary
 from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here, versions
+from recdistill_pipeline.shared import SharedFolder, dataset_home, raw_settings, store_spec, teacher_settings
 from recdistill_pipeline.student_labels import require_others
 
 
@@ -52,19 +54,20 @@ class Run:
         _require_one_process()
         self.plan, self.registry, self.say, self.progress = plan, registry, say, progress
         self.directory = RunDirectory(out, plan.resolved(), plan.third_party())
-        store = {"path": str(out / "labels"), **plan.config.store}
-        self.store: LogitStore = make(registry, "store", store)
+        self.shared = SharedFolder(Path(plan.config.shared), say) if plan.config.shared else None
+        self.store: LogitStore = make(registry, "store", store_spec(plan, out))
         if plan.config.threads:
             torch.set_num_threads(plan.config.threads)
 
     def dataset(self) -> tuple[SampleSource, Split]:
         """The dataset, imported where need be, with its split; everything is wired up and checked."""
-        path = Path(self.plan.config.dataset.path or self.directory.path / "dataset")
-        if self.plan.importer is not None and not (path / "manifest.json").exists():
-            self.say(f"importing {self.plan.importer.name} into {path}")
-            import_dataset(self.plan.importer, path, self.plan.config.dataset.memory_limit, self.progress)
-        source: SampleSource = make(self.registry, "source", {**self.plan.config.dataset.source, "path": str(path)})
-        self.directory.same_dataset(source.snapshot_id)
+        path = dataset_home(self.plan, self.directory.path)
+        with self._alone(f"dataset-{path.name}"):
+            if self.plan.importer is not None and not (path / "manifest.json").exists():
+                self.say(f"importing {self.plan.importer.name} into {path}")
+                import_dataset(self.plan.importer, path, self.plan.config.dataset.memory_limit, self.progress)
+            source: SampleSource = make(self.registry, "source", {**self.plan.config.dataset.source, "path": str(path)})
+            self.directory.same_dataset(source.snapshot_id)
         for task in self.plan.config.all_tasks():
             source.schema.require_task(task)
         check(self.plan.components(), source.schema, dataset=str(path), also={"teacher"})
@@ -72,10 +75,14 @@ class Run:
         require_both_classes(source, split.test, self.plan.config.task)
         return source, split
 
-    def teachers(self) -> None:
-        """Train a teacher per seed, or ask one that is not trained here; their labels land in the store."""
+    def teachers(self, seeds: Sequence[int] | None = None) -> None:
+        """Train a teacher per seed, or ask one that is not trained here; their labels land in the store.
+
+        ``seeds`` are those of the configuration, unless it names some of them.
+        """
         source, split = self.dataset()
-        todo = [seed for seed in self.plan.config.seeds if not self.directory.done(f"seed-{seed}/teacher")]
+        seeds = self.plan.config.seeds if seeds is None else seeds
+        todo = [seed for seed in seeds if not self.directory.done(f"seed-{seed}/teacher")]
         if not self.plan.config.labels.own:
             self._read(source, split, todo)
             return
@@ -83,17 +90,17 @@ class Run:
             require_others(self.plan, self.store, source)
         teacher = black_box(self.plan, source) if todo else None
         if teacher is not None:
-            self._ask(teacher, source, split, todo)
+            with self._alone("asking"):  # what one run has asked for, the next one finds in the store
+                self._ask(teacher, source, split, todo)
             return
         if todo:
             require_pretrained(self.plan, source, split, self._steps())
-        for seed in self.plan.config.seeds:
+        for seed in seeds:
             name = f"seed-{seed}/teacher"
-            if not self.directory.done(name):
-                self.say(f"teacher {self.plan.teacher.name}, seed {seed}: {split.teacher[1] - split.teacher[0]:,} rows")
-            work = partial(fit_teacher, self.plan, source, split, self.store, seed)
+            told = f"teacher {self.plan.teacher.name}, seed {seed}: {split.teacher[1] - split.teacher[0]:,} rows"
             folds = [] if self.directory.done(name) else self._folds(source, split, seed)
-            self.directory.step(name, partial(work, folds=folds))
+            work = partial(fit_teacher, self.plan, source, split, self.store, seed, folds=folds)
+            self._step(name, told, work, partial(self._settings, source, seed))
 
     def _folds(self, source: SampleSource, split: Split, seed: int) -> list[LabelVersion]:
         """Label out of fold, a step per copy of the teacher, where the configuration asks for it."""
@@ -103,10 +110,10 @@ class Run:
         made = []
         for number in range(capture.folds):
             name = f"seed-{seed}/teacher-fold-{number}"
-            if not self.directory.done(name):
-                self.say(f"teacher {self.plan.teacher.name}, seed {seed}, fold {number + 1} of {capture.folds}")
+            told = f"teacher {self.plan.teacher.name}, seed {seed}, fold {number + 1} of {capture.folds}"
             work = partial(fit_fold, self.plan, source, split, self.store, seed, number)
-            made.append(self.directory.step(name, work)["labels"]["version"])
+            settings = partial(self._settings, source, seed, fold=number)
+            made.append(self._step(name, told, work, settings)["labels"]["version"])
         known = {entry.version: entry for entry in self.store.versions()}
         lost = [(number, version) for number, version in enumerate(made) if version not in known]
         if lost:
@@ -153,14 +160,50 @@ class Run:
         self, source: SampleSource, split: Split, seed: int, label: str, kind: str, teacher: Mapping[str, Any] | None
     ) -> None:
         name = f"seed-{seed}/{label}-{kind}"
-        if not self.directory.done(name):
-            self.say(f"{kind} student {label}, seed {seed}: {split.student[1] - split.student[0]:,} rows")
+        told = f"{kind} student {label}, seed {seed}: {split.student[1] - split.student[0]:,} rows"
         fresh = not self.directory.done(name)
-        work = partial(fit_student, self.plan, label, source, split, self.store, teacher, seed)
-        labels = self.directory.step(name, partial(work, run=self.directory.path))["labels"]
+        work = partial(fit_student, self.plan, label, source, split, self.store, teacher, seed, run=self.directory.path)
+        settings = None if teacher else partial(self._settings, source, seed, label)
+        labels = self._step(name, told, work, settings)["labels"]
         if fresh and labels and min(labels["coverage"].values()) < 1.0:
             shares = ", ".join(f"{share:.1%} of its rows (task {task})" for task, share in labels["coverage"].items())
             self.say(f"{label}, seed {seed}, had labels for {shares}, and outcomes alone elsewhere")
+
+    def raw_student(self, label: str, seed: int) -> None:
+        """Train one raw student, which needs no teacher."""
+        source, split = self.dataset()
+        self._student(source, split, seed, label, "raw", None)
+
+    def _step(
+        self,
+        name: str,
+        told: str,
+        work: Callable[[Path], Mapping[str, Any]],
+        settings: Callable[[], Mapping[str, Any]] | None,
+    ) -> dict[str, Any]:
+        """Do a step, or take it from the shared folder; ``told`` is said where there is something to do.
+
+        ``settings`` gives all that the step depends on; None: it is not shared.
+        """
+
+        def do(out: Path) -> Mapping[str, Any]:
+            self.say(told)
+            return work(out)
+
+        if self.shared is None or settings is None:
+            return self.directory.step(name, do)
+        return self.shared.step(self.directory, name, settings(), do)
+
+    def _settings(self, source: SampleSource, seed: int, label: str = "", fold: int | None = None) -> dict[str, Any]:
+        """All that the raw student ``label`` depends on, or without one the teacher or a copy of it."""
+        settings = raw_settings(self.plan, label) if label else teacher_settings(self.plan)
+        start = self.plan.config.pretrained.path if not label else ""
+        weights = Pretrained.open(Path(start)).weights if start else ""
+        return {**settings, "seed": seed, "snapshot": source.snapshot_id, "start": weights, "fold": fold}
+
+    def _alone(self, what: str) -> AbstractContextManager[None]:
+        """No other run with the same shared folder is at this while we are."""
+        return nullcontext() if self.shared is None else self.shared.lock(what)
 
     def evaluate(self) -> dict[str, Any]:
         """Score, measure, export and report; writes exports, metrics.json, manifest.json, summary.md and plots."""

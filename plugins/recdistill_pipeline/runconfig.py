@@ -265,6 +265,8 @@ class RunConfig:
         pretrained: what the teacher takes over from a model that was pre-trained.
         pretrain: settings of ``teacher pretrain``; the run itself does not read them.
         threads: CPU threads; 0 leaves torch's choice.
+        shared: folder in which runs find datasets, trained teachers with their labels, and raw students that other runs
+            of the same settings have made, and leave theirs; empty: none.
     """
 
     name: str
@@ -291,6 +293,7 @@ class RunConfig:
     store: dict[str, Any] = field(default_factory=lambda: {"name": "parquet"})
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     threads: int = 0
+    shared: str = ""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:

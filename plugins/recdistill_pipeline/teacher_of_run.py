@@ -26,6 +26,7 @@ from recdistill_pipeline.rundir import (
     require_dataset,
     trained_here,
 )
+from recdistill_pipeline.shared import dataset_home, store_spec
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,14 @@ class TeacherOfRun:
 
     def dataset(self, plan: Plan) -> SampleSource:
         """The run's dataset."""
-        path = Path(plan.config.dataset.path or self.run / "dataset")
+        path = dataset_home(plan, self.run)
         source: SampleSource = make(installed(), "source", {**plan.config.dataset.source, "path": str(path)})
         require_dataset(self.run, source.snapshot_id)
         return source
 
     def store(self, plan: Plan) -> LogitStore:
         """The run's store."""
-        store: LogitStore = make(installed(), "store", {"path": str(self.run / "labels"), **plan.config.store})
+        store: LogitStore = make(installed(), "store", store_spec(plan, self.run))
         return store
 
     def teacher(self, plan: Plan, source: SampleSource) -> Teacher:

@@ -22,7 +22,7 @@ from recdistill_core.registry import PluginRecord, Registered, Registry, install
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "kuairand.yaml"
 PIPELINE = {"demo", "run", "data", "teacher", "student", "evaluate", "export", "config"}
-VERBS = {"doctor", "plugins", "labels", "compare", *PIPELINE}
+VERBS = {"doctor", "plugins", "labels", "compare", "sweep", *PIPELINE}
 
 
 @dataclass(frozen=True)
