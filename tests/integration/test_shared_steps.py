@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pipeline_cases import TEACHER, config, run_of
+from pretrained_cases import plain as pretrained_plain
 
 from recdistill_core.errors import IntegrityError
 from recdistill_core.fingerprint import digest
@@ -115,6 +116,22 @@ def test_scores_that_were_changed_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_teacher_of_other_pretrained_weights_is_another_one(
+    feed_path: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    """Under the same path: what counts is the checksum of the weights."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    run = run_of(tmp_path / "run", {**pretrained_plain(feed_path, folder), "shared": str(tmp_path / "shared")})
+    source, _ = run.dataset()
+    before = run._settings(source, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.safetensors"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert digest(run._settings(source, 1)) != digest(before)
+    assert run._settings(source, 1)["start"] == "0" * 64
+
+
+@pytest.mark.slow
 def test_copies_out_of_fold_are_shared_too(feed_path: Path, tmp_path: Path) -> None:
     plain = config(feed_path, **SMALL, shared=str(tmp_path / "shared"), capture={"mode": "out_of_fold", "folds": 2})
     run_of(tmp_path / "one", plain).teachers()
@@ -144,5 +161,10 @@ def test_a_step_that_was_changed_is_refused_and_one_that_is_gone_is_made_again(f
     shutil.rmtree(home)
     run_of(tmp_path / "two", plain).raw_student("mlp", 1)
     assert weights.read_bytes() == good
+    shutil.rmtree(home)  # as where a process has ended between making a step and sharing it
+    said: list[str] = []
+    run_of(tmp_path / "two", plain, said.append).raw_student("mlp", 1)
+    assert said == []
+    assert weights.samefile(tmp_path / "two/seed-1/mlp-raw/model.safetensors")
     manifest = json.loads((tmp_path / "two/seed-1/mlp-raw/manifest.json").read_text())
     assert manifest == json.loads((tmp_path / "one/seed-1/mlp-raw/manifest.json").read_text())
