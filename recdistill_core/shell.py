@@ -110,12 +110,16 @@ def plugins_show(
 
 
 def meanings(config: type[Any]) -> dict[str, str]:
-    """Field -> what the ``Attributes`` section of the class's docstring says of it; several fields may share a line."""
-    section = (config.__doc__ or "").partition("Attributes:")[2]
-    names = "|".join(re.escape(name) for name in config.__dataclass_fields__)
-    parts = re.split(rf"(?:^|(?<=\s))((?:{names})(?:, (?:{names}))*): ", section)
-    told = zip(parts[1::2], parts[2::2], strict=True)
-    return {name: " ".join(text.split()) for head, text in told for name in head.split(", ")}
+    """Field -> what ``Attributes`` in the docstring says of it, its bases' too; several fields may share a line."""
+    found: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        section = (cls.__doc__ or "").partition("Attributes:")[2]
+        names = "|".join(re.escape(name) for name in getattr(cls, "__dataclass_fields__", ()))
+        if section and names:
+            parts = re.split(rf"(?:^|(?<=\s))((?:{names})(?:, (?:{names}))*): ", section)
+            told = zip(parts[1::2], parts[2::2], strict=True)
+            found |= {name: " ".join(text.split()) for head, text in told for name in head.split(", ")}
+    return found
 
 
 def _describe(entry: Registered) -> dict[str, Any]:

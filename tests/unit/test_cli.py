@@ -169,6 +169,22 @@ def test_meanings_come_from_the_docstring() -> None:
     assert shell.meanings(Done) == {}
 
 
+@dataclass(frozen=True)
+class Wider(Settings):
+    """Has what its base has.
+
+    Attributes:
+        step: another one now. more: of its own.
+    """
+
+    more: int = 0
+
+
+def test_a_configuration_says_what_its_base_says() -> None:
+    told = shell.meanings(Wider)
+    assert (told["path"], told["step"], told["more"]) == ("a file, see: the docs.", "another one now.", "of its own.")
+
+
 @pytest.mark.parametrize("entry", installed().found, ids=lambda entry: f"{entry.kind}-{entry.component.name}")
 def test_every_shipped_setting_has_a_meaning(entry: Registered) -> None:
     config = entry.component.config
