@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -101,6 +102,19 @@ def data_module(source: SampleSource, module: Any, rows: int = 1500, **settings:
     """The first ``rows`` rows, in small batches."""
     order = settings.pop("order", ReadOrder(batch_size=128, window_hours=48, within="user"))
     return DistillationDataModule(source, order, train=(0, rows), history=module.history, **settings)
+
+
+class Before(L.Callback):
+    """The batch of each step, and a copy of the teacher before it."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Any, Any]] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TeacherModule)
+        self.steps.append((batch, copy.deepcopy(pl_module.teacher)))
 
 
 def fit(module: L.LightningModule, data: DistillationDataModule, *callbacks: L.Callback, **settings: Any) -> L.Trainer:

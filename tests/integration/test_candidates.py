@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from pipeline_cases import FLIPPED, config, data_module, fit, run_of, teacher_module
+from pipeline_cases import FLIPPED, Before, config, data_module, fit, run_of, teacher_module
 from safetensors.torch import load_file
 
 from recdistill_core.component import BuildContext
@@ -21,7 +21,7 @@ from recdistill_core.errors import ConfigError, DataError, UsageError
 from recdistill_core.interfaces import HistoryWindow
 from recdistill_core.objective import Objective
 from recdistill_core.registry import installed
-from recdistill_lightning import LogitCapture, StudentModule, TeacherModule
+from recdistill_lightning import LogitCapture, StudentModule
 from recdistill_lightning.candidates import CandidateDraw, CandidateLabels, Candidates
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
@@ -130,19 +130,6 @@ def captured(source: ParquetSource, path: Path, draw: CandidateDraw | None, *oth
     callback = LogitCapture(ParquetLogitStore(path))
     fit(module, data_module(source, module, candidates=beside), callback, *others)
     return callback
-
-
-class Before(L.Callback):
-    """The batch of each step, and a copy of the teacher before it."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[Any, Any]] = []
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TeacherModule)
-        self.steps.append((batch, copy.deepcopy(pl_module.teacher)))
 
 
 def test_candidates_get_the_logit_of_the_teacher_before_the_update_and_move_no_other(

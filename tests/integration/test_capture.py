@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pipeline_cases import FLIPPED, data_module, fit, teacher_module
+from pipeline_cases import FLIPPED, Before, data_module, fit, teacher_module
 
 from recdistill_core.errors import LeakError, UsageError
 from recdistill_core.interfaces import CaptureMode, LabelVersion
-from recdistill_lightning import LogitCapture, Optimisation, ReadOrder, TeacherModule
+from recdistill_lightning import LogitCapture, Optimisation, ReadOrder
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
 
@@ -75,19 +74,6 @@ def test_a_shuffled_window_is_refused_for_a_later_row_may_bring_the_label_in_its
         capture(feed, tmp_path, ReadOrder(batch_size=128, window_hours=48, within="shuffle"))
     strict = capture(feed, tmp_path, ReadOrder(batch_size=128, window_hours=0, within="shuffle"))  # is time order
     assert committed(strict).count == 1500
-
-
-class Before(L.Callback):
-    """The batch of each step, and a copy of the teacher before it."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[Any, Any]] = []
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TeacherModule)
-        self.steps.append((batch, copy.deepcopy(pl_module.teacher)))
 
 
 def test_a_captured_logit_is_that_of_the_model_before_the_step(feed: ParquetSource, tmp_path: Path) -> None:
