@@ -22,7 +22,7 @@ import recdistill_core
 from recdistill_core.component import BuildContext
 from recdistill_core.config import fill_or_raise, make
 from recdistill_core.errors import ConfigError, DataError, IntegrityError, UsageError
-from recdistill_core.files import sync_tree, whole_or_absent
+from recdistill_core.files import sync_tree, whole_or_absent, write_atomically
 from recdistill_core.interfaces import TrainableTeacher
 from recdistill_core.registry import installed
 from recdistill_core.schema import Schema
@@ -51,6 +51,7 @@ class Card:
         config: its settings. schema: of the dataset it was trained on. tasks: one logit each, in this order.
         fingerprint: the teacher's, checked when it is loaded.
         version: of recdistill that wrote it.
+        dataset: snapshot id of the dataset that it was trained on, or empty where that is not known.
     """
 
     component: str
@@ -59,6 +60,7 @@ class Card:
     tasks: tuple[str, ...]
     fingerprint: str
     version: str
+    dataset: str = ""
 
 
 def save_teacher(
@@ -125,6 +127,20 @@ def save_teacher(
     shutil.rmtree(before, ignore_errors=True)
 
 
+def note_dataset(folder: Path | str, snapshot: str) -> None:
+    """Add to an artefact which dataset its teacher was trained on, for ``Card.dataset``.
+
+    Args:
+        folder: what :func:`save_teacher` wrote. snapshot: ``SampleSource.snapshot_id``.
+
+    Raises:
+        UsageError, IntegrityError: as :func:`read_card`.
+    """
+    read_card(folder)
+    path = Path(folder) / CARD
+    write_atomically(path, json.dumps({**json.loads(path.read_text()), "dataset": snapshot}, indent=2))
+
+
 def read_card(folder: Path | str) -> Card:
     """What an artefact is, without its weights.
 
@@ -173,6 +189,7 @@ def read_card(folder: Path | str) -> Card:
             tasks=tuple(plain["tasks"]),
             fingerprint=str(plain["fingerprint"]),
             version=str(plain["recdistill_version"]),
+            dataset=str(plain.get("dataset", "")),
         )
     except (DataError, KeyError, TypeError, ValueError) as error:
         why = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]

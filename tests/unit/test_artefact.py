@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,31 @@ def test_what_config_json_says(folder: Path) -> None:
     assert plain["config"]["leave_out"] == ["user_segment"]
     found = read_card(folder)
     assert (found.component, found.tasks, found.schema) == ("hstu", ("click", "like"), SCHEMA)
+
+
+def test_the_dataset_is_noted_beside_the_rest(folder: Path) -> None:
+    teacher = make("hstu")
+    teacher.save_pretrained(folder)
+    assert read_card(folder).dataset == ""
+    artefact.note_dataset(folder, "0123abcd")
+    assert read_card(folder).dataset == "0123abcd"
+    assert load_teacher(folder).fingerprint() == teacher.fingerprint()
+    with pytest.raises(UsageError, match=r"there is no config\.json"):
+        artefact.note_dataset(folder.parent, "0123abcd")
+
+
+def test_a_batch_with_other_features_is_refused(teacher: Saved) -> None:
+    batch = make_batch([5], [(0, 5), (0, 3)])
+    fewer = replace(batch, categorical=batch.categorical[:, :-1])
+    count = len(SCHEMA.categorical)
+    with pytest.raises(DataError) as caught:
+        teacher.score(fewer)
+    assert lines(caught) == [
+        f"the batch has {count - 1} categorical features, and the teacher was built for {count}: "
+        + ", ".join(feature.name for feature in SCHEMA.categorical),
+        "  where: Batch.categorical",
+        "  to do: build batches with the source of the dataset whose schema the teacher was built with",
+    ]
 
 
 def test_the_dtype_is_kept(folder: Path) -> None:
