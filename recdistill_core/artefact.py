@@ -38,8 +38,8 @@ PREFIX = "recdistill-"
 CARD, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 #: Most bytes of one weights file; a larger teacher is written in several.
 SHARD = "5GB"
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-AGAIN = "save the teacher again from its run, or copy the file"
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_AGAIN = "save the teacher again from its run, or copy the file"
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def read_card(folder: Path | str) -> Card:
         plain = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise IntegrityError(
-            f"the teacher's config.json cannot be read: {error}", where=str(path), fix=AGAIN
+            f"the teacher's config.json cannot be read: {error}", where=str(path), fix=_AGAIN
         ) from error
     kind = plain.get("model_type") if isinstance(plain, dict) else None
     if not isinstance(kind, str) or not kind.startswith(PREFIX):
@@ -172,7 +172,7 @@ def read_card(folder: Path | str) -> Card:
         raise IntegrityError(
             f"the teacher's config.json is not what was written: format_version is {version!r}, no version",
             where=str(path),
-            fix=AGAIN,
+            fix=_AGAIN,
         )
     if version > FORMAT:
         raise UsageError(
@@ -194,7 +194,7 @@ def read_card(folder: Path | str) -> Card:
     except (DataError, KeyError, TypeError, ValueError) as error:
         why = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise IntegrityError(
-            f"the teacher's config.json is not what was written: {why}", where=str(path), fix=AGAIN
+            f"the teacher's config.json is not what was written: {why}", where=str(path), fix=_AGAIN
         ) from error
 
 
@@ -274,9 +274,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             raise IntegrityError(
                 "the index of the weights is absent, and they lie in several files",
                 where=str(folder / INDEX),
-                fix=AGAIN,
+                fix=_AGAIN,
             )
-        return load_weights(folder / WEIGHTS, AGAIN)
+        return load_weights(folder / WEIGHTS, _AGAIN)
     try:
         homes: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
         files = sorted(set(homes.values()))
@@ -284,9 +284,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             raise ValueError("it names a file outside the folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(
-            f"the index of the weights cannot be read: {error}", where=str(folder / INDEX), fix=AGAIN
+            f"the index of the weights cannot be read: {error}", where=str(folder / INDEX), fix=_AGAIN
         ) from error
-    return {name: part for file in files for name, part in load_weights(folder / file, AGAIN).items()}
+    return {name: part for file in files for name, part in load_weights(folder / file, _AGAIN).items()}
 
 
 def _require_match(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], folder: Path) -> None:
@@ -332,7 +332,7 @@ def _require_description(component: str, config: Any, tasks: Sequence[str]) -> N
 def _bytes(size: int | str) -> int:
     """``"5GB"`` or a number as bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(|KB|MB|GB|TB)", str(size), flags=re.IGNORECASE)
-    number = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    number = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
     if number < 1:
         raise UsageError(
             f"max_shard_size must be a number of bytes above 0, got {size!r}",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -95,7 +96,8 @@ def load_sharded(path: Path, module: nn.Module, optimizers: Sequence[Optimizer] 
     tensors, values = _parts(module, optimizers)
     try:
         reader = HuggingFaceStorageReader(str(path))
-        saved = {name: list(part.size) for name, part in reader.read_metadata().state_dict_metadata.items()}
+        found = reader.read_metadata().state_dict_metadata
+        saved = {name: list(part.size) for name, part in found.items() if isinstance(part, TensorStorageMetadata)}
         _require_match(path, saved, {name: list(part.shape) for name, part in tensors.items()})
         with _quiet():
             load(tensors, storage_reader=reader)
