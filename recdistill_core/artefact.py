@@ -8,6 +8,7 @@ in it is a pickle, and loading reads local files only.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ import recdistill_core
 from recdistill_core.component import BuildContext
 from recdistill_core.config import fill_or_raise, make
 from recdistill_core.errors import ConfigError, DataError, IntegrityError, UsageError
-from recdistill_core.files import sync_tree, whole_or_absent
+from recdistill_core.files import sync_tree, whole_or_absent, write_atomically
 from recdistill_core.interfaces import TrainableTeacher
 from recdistill_core.registry import installed
 from recdistill_core.schema import Schema
@@ -37,6 +38,8 @@ PREFIX = "recdistill-"
 CARD, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 #: Most bytes of one weights file; a larger teacher is written in several.
 SHARD = "5GB"
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_AGAIN = "save the teacher again from its run, or copy the file"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Card:
         config: its settings. schema: of the dataset it was trained on. tasks: one logit each, in this order.
         fingerprint: the teacher's, checked when it is loaded.
         version: of recdistill that wrote it.
+        dataset: snapshot id of the dataset that it was trained on, or empty where that is not known.
     """
 
     component: str
@@ -56,6 +60,7 @@ class Card:
     tasks: tuple[str, ...]
     fingerprint: str
     version: str
+    dataset: str = ""
 
 
 def save_teacher(
@@ -79,14 +84,16 @@ def save_teacher(
         max_shard_size: bytes, or text such as ``"5GB"``, that one weights file holds at most.
 
     Raises:
-        UsageError: if the folder holds something else.
+        UsageError: if the folder holds something else, or an argument is not what it should be.
+        PluginError: if no installed plugin has the component, so that nobody could load the teacher.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
     home = Path(folder).absolute()
     _require_room(home, overwrite)
+    _require_description(component, config, tasks)
     weights = teacher.state_dict()
-    split = split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)
+    split = split_torch_state_dict_into_shards(weights, max_shard_size=_bytes(max_shard_size))
     card = {
         "model_type": PREFIX + component,
         "architectures": [type(teacher).__name__],
@@ -96,6 +103,7 @@ def save_teacher(
         "tasks": list(tasks),
         "config": asdict(config),
         "schema": schema.to_dict(),
+        "view": schema.view_hash(),
     }
     before = home.with_name(f".{home.name}.old")
     home.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +127,20 @@ def save_teacher(
     shutil.rmtree(before, ignore_errors=True)
 
 
+def note_dataset(folder: Path | str, snapshot: str) -> None:
+    """Add to an artefact which dataset its teacher was trained on, for ``Card.dataset``.
+
+    Args:
+        folder: what :func:`save_teacher` wrote. snapshot: ``SampleSource.snapshot_id``.
+
+    Raises:
+        UsageError, IntegrityError: as :func:`read_card`.
+    """
+    read_card(folder)
+    path = Path(folder) / CARD
+    write_atomically(path, json.dumps({**json.loads(path.read_text()), "dataset": snapshot}, indent=2))
+
+
 def read_card(folder: Path | str) -> Card:
     """What an artefact is, without its weights.
 
@@ -136,7 +158,7 @@ def read_card(folder: Path | str) -> Card:
         plain = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise IntegrityError(
-            f"the teacher's config.json cannot be read: {error}", where=str(path), fix="save the teacher again"
+            f"the teacher's config.json cannot be read: {error}", where=str(path), fix=_AGAIN
         ) from error
     kind = plain.get("model_type") if isinstance(plain, dict) else None
     if not isinstance(kind, str) or not kind.startswith(PREFIX):
@@ -146,7 +168,13 @@ def read_card(folder: Path | str) -> Card:
             fix="a decoder of transformers can initialise the hf teacher: set pretrained_decoder to its folder",
         )
     version = plain.get("format_version")
-    if isinstance(version, int) and version > FORMAT:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise IntegrityError(
+            f"the teacher's config.json is not what was written: format_version is {version!r}, no version",
+            where=str(path),
+            fix=_AGAIN,
+        )
+    if version > FORMAT:
         raise UsageError(
             f"the teacher was saved in format {version} by recdistill {plain.get('recdistill_version')}, "
             f"and this is recdistill {recdistill_core.__version__}, which reads formats up to {FORMAT}",
@@ -161,11 +189,12 @@ def read_card(folder: Path | str) -> Card:
             tasks=tuple(plain["tasks"]),
             fingerprint=str(plain["fingerprint"]),
             version=str(plain["recdistill_version"]),
+            dataset=str(plain.get("dataset", "")),
         )
     except (DataError, KeyError, TypeError, ValueError) as error:
         why = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise IntegrityError(
-            f"the teacher's config.json is not what was written: {why}", where=str(path), fix="save the teacher again"
+            f"the teacher's config.json is not what was written: {why}", where=str(path), fix=_AGAIN
         ) from error
 
 
@@ -241,7 +270,13 @@ def _restored(folder: Path, card: Card, build: Callable[[], T]) -> T:
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the artefact, from one file or from those of its index."""
     if not (folder / INDEX).exists():
-        return load_weights(folder / WEIGHTS)
+        if not (folder / WEIGHTS).exists() and any(folder.glob("model-*-of-*.safetensors")):
+            raise IntegrityError(
+                "the index of the weights is absent, and they lie in several files",
+                where=str(folder / INDEX),
+                fix=_AGAIN,
+            )
+        return load_weights(folder / WEIGHTS, _AGAIN)
     try:
         homes: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
         files = sorted(set(homes.values()))
@@ -249,9 +284,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             raise ValueError("it names a file outside the folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(
-            f"the index of the weights cannot be read: {error}", where=str(folder / INDEX), fix="save the teacher again"
+            f"the index of the weights cannot be read: {error}", where=str(folder / INDEX), fix=_AGAIN
         ) from error
-    return {name: part for file in files for name, part in load_weights(folder / file).items()}
+    return {name: part for file in files for name, part in load_weights(folder / file, _AGAIN).items()}
 
 
 def _require_match(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], folder: Path) -> None:
@@ -279,12 +314,44 @@ def _few(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + more
 
 
+def _require_description(component: str, config: Any, tasks: Sequence[str]) -> None:
+    """Refuse what ``config.json`` could not say, or what would be loaded as something else."""
+    wanted = installed().get("teacher", component).component.config
+    if not isinstance(config, wanted):
+        raise UsageError(
+            f"the configuration of a teacher {component!r} is a {wanted.__name__}, not {config!r}",
+            where="save_teacher",
+            fix="give config= the object that the teacher was built with",
+        )
+    if isinstance(tasks, str) or not tasks:
+        raise UsageError(
+            f"tasks must be one name or more, got {tasks!r}", where="save_teacher", fix='write tasks=("click",)'
+        )
+
+
+def _bytes(size: int | str) -> int:
+    """``"5GB"`` or a number as bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(|KB|MB|GB|TB)", str(size), flags=re.IGNORECASE)
+    number = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if number < 1:
+        raise UsageError(
+            f"max_shard_size must be a number of bytes above 0, got {size!r}",
+            where="save_teacher",
+            fix="write for example '5GB' or '500MB'",
+        )
+    return number
+
+
 def _require_room(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
+    if not folder.is_dir():
+        raise UsageError("this is a file, and a teacher is a folder", where=str(folder), fix="name another folder")
     if not overwrite:
         raise UsageError(
-            "the folder is not empty", where=str(folder), fix="name another folder, or say overwrite for an artefact"
+            "the folder is not empty",
+            where=str(folder),
+            fix="name another folder, or replace an earlier artefact with --overwrite (overwrite=True in Python)",
         )
     try:
         read_card(folder)

@@ -5,6 +5,7 @@ Components are named, never imported by dotted path, so a configuration file can
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ) from error
     except Exception as error:  # PyYAML and omegaconf raise many kinds
         raise UsageError(f"the file is not valid YAML: {error}", where=str(path), fix="mend its syntax") from error
-    if not isinstance(loaded, DictConfig):
+    # omegaconf makes a mapping of a lone word, too; in what is one there is a colon outside of comments
+    if not isinstance(loaded, DictConfig) or (loaded and not re.search("[:{]", _without_comments(path))):
         raise UsageError("the file must hold a YAML mapping", where=str(path), fix="write 'key: value' lines")
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -56,6 +58,10 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         why = str(error).replace("\n    full_key: ", ", at ").partition("\n")[0]
         raise UsageError(f"an interpolation cannot be resolved: {why}", where=str(path)) from error
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+def _without_comments(path: Path) -> str:
+    return re.sub(r"(^|\s)#.*", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 def fill(cls: type[T], data: Any, path: str, problems: list[Problem], owner: str = "") -> T | None:

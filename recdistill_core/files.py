@@ -47,6 +47,19 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def usual_mode(path: Path) -> None:
+    """Give a file the permissions that ``open`` would have given it (0666 less the umask).
+
+    safetensors leaves its files readable to their owner alone, and a model is often served under another user.
+    """
+    probe = path.with_name(f".{path.name}.mode")  # the umask itself cannot be read without setting it for all threads
+    try:
+        probe.touch()
+        path.chmod(probe.stat().st_mode & 0o777)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Make one file, or the names in a directory, durable."""
     handle = os.open(path, os.O_RDONLY)

@@ -10,6 +10,7 @@ import safetensors.torch
 from torch import Tensor
 
 from recdistill_core.errors import DataError, IntegrityError
+from recdistill_core.files import usual_mode
 from recdistill_core.ranks import whole
 
 PICKLES = {".pt", ".pth", ".ckpt", ".pkl", ".bin"}
@@ -19,10 +20,14 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, whole ones also of a sharded model; those that share memory one by one."""
     plain = {name: whole(tensor).cpu().contiguous().clone() for name, tensor in weights.items()}
     safetensors.torch.save_file(plain, path, {"format": "pt"})  # which readers of the ecosystem ask for
+    usual_mode(path)
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path, fix: str = "train again, or restore the file") -> dict[str, Tensor]:
     """Read a safetensors file.
+
+    Args:
+        path: the file. fix: what to do where it is absent or damaged.
 
     Raises:
         DataError: for a pickle, which could run code when loaded. IntegrityError: for an absent or damaged file.
@@ -31,9 +36,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as stream:
             head = stream.read(9)
     except OSError as error:
-        raise IntegrityError(
-            f"the checkpoint cannot be read: {error.strerror}", where=str(path), fix="train again, or restore the file"
-        ) from error
+        raise IntegrityError(f"the checkpoint cannot be read: {error.strerror}", where=str(path), fix=fix) from error
     # a safetensors file is 8 bytes of length and a JSON object; the length may look like a pickle's first byte
     if path.suffix in PICKLES or head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:] != b"{"):
         raise DataError(
@@ -44,6 +47,4 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise IntegrityError(
-            f"the checkpoint is damaged: {error}", where=str(path), fix="train again, or restore the file"
-        ) from error
+        raise IntegrityError(f"the checkpoint is damaged: {error}", where=str(path), fix=fix) from error

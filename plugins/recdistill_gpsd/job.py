@@ -79,7 +79,8 @@ def of_preset(name: str, settings: Mapping[str, Any], source: SampleSource) -> J
     """The job of a preset, with some of its settings changed; it uses the whole log unless ``until`` says otherwise.
 
     Args:
-        name: of the preset. settings: of :class:`PretrainConfig`, and under ``teacher`` of ``HSTUConfig``.
+        name: of the preset. settings: of :class:`PretrainConfig`, also under ``pretrain`` as a run's YAML has them, and
+            under ``teacher`` of ``HSTUConfig``.
         source: the dataset.
 
     Raises:
@@ -90,6 +91,10 @@ def of_preset(name: str, settings: Mapping[str, Any], source: SampleSource) -> J
     preset, problems = PRESETS[name], list[Problem]()
     changed, sizes = dict(settings), settings.get("teacher", {})
     changed.pop("teacher", None)
+    prefixed = changed.get("pretrain")
+    if isinstance(prefixed, Mapping):
+        del changed["pretrain"]
+        changed.update(prefixed)
     if not isinstance(sizes, Mapping):
         raise ConfigError([Problem("teacher", f"must be a mapping, as in teacher.layers=4, got {sizes!r}")])
     teacher = fill(HSTUConfig, {**preset.teacher, **sizes}, "teacher", problems, "teacher 'hstu'")

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from recdistill_core.files import sync
+from recdistill_core.files import sync, usual_mode
 
 KEY = "recdistill"
 
@@ -57,6 +57,7 @@ class Progress:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(self.path.name + ".tmp")
         safetensors.torch.save_file(plain, partial, metadata={KEY: json.dumps(notes)})
+        usual_mode(partial)
         sync(partial)
         partial.replace(self.path)
         sync(self.path.parent)

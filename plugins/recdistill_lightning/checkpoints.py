@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -32,10 +33,12 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from recdistill_core.errors import IntegrityError
-from recdistill_core.files import sync, sync_tree
+from recdistill_core.files import sync, sync_tree, usual_mode
 from recdistill_core.ranks import rank_and_world
 
 META = "meta.pt"
+#: Differences between a checkpoint and the model at hand that an error lists.
+MOST_TOLD = 5
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -61,6 +64,8 @@ def save_sharded(path: Path, module: nn.Module, optimizers: Sequence[Optimizer],
         save(tensors, storage_writer=writer)
     _wait()
     if first:
+        for file in scratch.iterdir():
+            usual_mode(file)
         sizes = {file.name: file.stat().st_size for file in scratch.iterdir()}
         torch.save({"rest": dict(rest), "values": values, "files": sizes}, scratch / META)
         sync_tree(scratch)
@@ -82,14 +87,20 @@ def load_sharded(path: Path, module: nn.Module, optimizers: Sequence[Optimizer] 
     Raises:
         IntegrityError: if it is damaged or incomplete, or of another model.
     """
+    if not path.is_dir():
+        raise _damaged(path, "there is no such folder")
     meta = _meta(path)
     for name, size in meta["files"].items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             raise _damaged(path, f"{name} is absent or was cut off")
     tensors, values = _parts(module, optimizers)
     try:
+        reader = HuggingFaceStorageReader(str(path))
+        found = reader.read_metadata().state_dict_metadata
+        saved = {name: list(part.size) for name, part in found.items() if isinstance(part, TensorStorageMetadata)}
+        _require_match(path, saved, {name: list(part.shape) for name, part in tensors.items()})
         with _quiet():
-            load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+            load(tensors, storage_reader=reader)
     except (CheckpointException, safetensors.SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise _damaged(path, f"its tensors cannot be read: {' '.join(str(error).split())[:300]}") from error
     values = {**values, **meta["values"]}
@@ -111,6 +122,27 @@ def _parts(module: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[dict[str
     return tensors, {name: value for name, value in found.items() if name not in tensors}
 
 
+def _require_match(path: Path, saved: Mapping[str, list[int]], here: Mapping[str, list[int]]) -> None:
+    """Refuse another model: torch would read the tensors of equal names, and leave out what is saved beyond them."""
+    beyond = [name for name in saved if name not in here and name.startswith("model.")]
+    faults = [
+        *(f"it has no {_plain(name)}" for name in here if name not in saved),
+        *(f"the model here has no {_plain(name)}" for name in beyond),
+        *(
+            f"{_plain(name)} is {saved[name]} there and {size} here"
+            for name, size in here.items()
+            if name in saved and saved[name] != size
+        ),
+    ]
+    if faults:
+        more = f"; and {len(faults) - MOST_TOLD} more" if len(faults) > MOST_TOLD else ""
+        raise _damaged(path, f"it is of another model: {'; '.join(faults[:MOST_TOLD])}{more}")
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("model.")
+
+
 def _under(prefix: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """The entries whose name starts with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
@@ -122,7 +154,11 @@ def _meta(path: Path) -> dict[str, Any]:
         if not {"rest", "values", "files"} <= found.keys():
             raise ValueError("it was written by something else")
         return found
-    except (OSError, RuntimeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:  # torch's text says to read it without weights_only, which runs its code
+        raise _damaged(
+            path, f"{META} cannot be read: it holds more than tensors and plain values, or is cut off"
+        ) from error
+    except Exception as error:  # a damaged pickle raises what it likes
         raise _damaged(path, f"{META} cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 

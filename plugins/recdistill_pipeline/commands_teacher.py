@@ -23,12 +23,14 @@ def save(
     json: JsonOption = False,
 ) -> None:
     """Write a trained teacher in the form of the Hugging Face hub: config.json and safetensors."""
+    from recdistill_core.artefact import CARD, note_dataset
     from recdistill_core.interfaces import TrainableTeacher
     from recdistill_pipeline.teacher_of_run import TeacherOfRun
 
     found = TeacherOfRun.of(run, seed, step)
     plan = found.plan()
-    teacher = found.teacher(plan, found.dataset(plan))
+    source = found.dataset(plan)
+    teacher = found.teacher(plan, source)
     if not isinstance(teacher, TrainableTeacher):
         raise UsageError(
             f"the run trained no {plan.teacher.name}, so there are no weights to save",
@@ -36,6 +38,8 @@ def save(
             fix="name a run that trained its teacher",
         )
     teacher.save_pretrained(out, overwrite=overwrite)
+    if (out / CARD).is_file():  # a plugin's teacher may write a form of its own
+        note_dataset(out, source.snapshot_id)
     answer = {
         "folder": str(out),
         "component": plan.teacher.name,

@@ -7,8 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from recdistill_core.interfaces import CaptureMode
-from recdistill_core.labels import LabelPolicy
+from recdistill_core.labels import CaptureMode, LabelPolicy
 
 CAPTURES = (CaptureMode.PREQUENTIAL.value, CaptureMode.OUT_OF_FOLD.value, CaptureMode.LEAKY.value)
 #: Stands for the labels that the run's own teacher makes.

@@ -72,7 +72,9 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.gpu not in (*CARDS, *UNNAMED):
             known = (*CARDS, *UNNAMED)
-            raise ValueError(f"gpu must be one of {', '.join(known)}; got {self.gpu!r}{suggest(self.gpu, known)}")
+            sizes = " or ".join(repr(name) for name in CARDS if name.startswith(f"{self.gpu}-"))
+            near = f" (did you mean {sizes}?)" if sizes else suggest(self.gpu, known)
+            raise ValueError(f"gpu must be one of {', '.join(known)}; got {self.gpu!r}{near}")
         for name in ("gpus", "gpus_per_node"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -121,4 +123,6 @@ def cluster_of(path: Path | None, options: Mapping[str, Any]) -> Cluster:
         return fill_or_raise(Cluster, settings)
     except ConfigError as error:
         place = str(path) if path is not None else "--gpu and the other options of the cluster"
-        raise ConfigError([Problem(entry.path or place, entry.message) for entry in error.problems]) from error
+        named = [f"{place}: {entry.path}" if entry.path else place for entry in error.problems]
+        problems = [Problem(name, entry.message) for name, entry in zip(named, error.problems, strict=True)]
+        raise ConfigError(problems) from None  # the same faults, told once

@@ -51,7 +51,7 @@ def plan(
     from recdistill_plan.cluster import cluster_of
     from recdistill_plan.fit import ways
     from recdistill_plan.report import answer, headline, tables, verdict
-    from recdistill_plan.sizes import Workload
+    from recdistill_plan.sizes import PRECISIONS, Workload
     from recdistill_plan.target import find_target
 
     target = find_target(words or [], preset, vocabulary or [], actions)
@@ -79,8 +79,10 @@ def plan(
         work = Workload(batch, events, rows_per_history, chosen, on_cpu=machines.gpu == "cpu")
     except ValueError as error:
         raise UsageError(
-            f"no batch is like this: {error}", where="--length, --rows-per-history, --histories, --precision"
-        ) from error
+            f"no batch is like this: {error}",
+            where="--length, --rows-per-history, --histories, --precision",
+            fix=f"give numbers of at least 1, and a precision of {', '.join(PRECISIONS)}",
+        ) from None  # its text is the first line
     found = ways(target.model, work, machines, mfu=mfu, examples=examples)
     data = answer(target.name, target.model, target.described, work, machines, mfu, examples, found)
 

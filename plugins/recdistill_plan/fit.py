@@ -116,6 +116,11 @@ def _first(fits: Callable[[int], bool], low: int, high: int) -> int | None:
     return low
 
 
+def amount(size: float) -> str:
+    """``12.3 GB`` (10^9 bytes), or below one of them ``45.6 MB``."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
 def best(found: list[Way]) -> Way:
     """The fastest of those that fit, or the one with the lowest peak where none does."""
     fitting = [way for way in found if way.fits]
@@ -149,12 +154,10 @@ def remedies(model: Model, work: Workload, cluster: Cluster, way: Way) -> Iterat
     for what, (other, batch) in changed.items():
         peak = estimate(other, batch, way.strategy, way.checkpointing, cluster.gpus).peak
         if peak < 0.95 * way.memory.peak:
-            yield f"{what}: {peak / 1e9:,.1f} GB{' (fits)' if peak <= cluster.memory else ''}"
+            yield f"{what}: {amount(peak)}{' (fits)' if peak <= cluster.memory else ''}"
     saved = tables(model, work, way.strategy, cluster.gpus)
     if saved > 0.05 * way.memory.peak:
-        yield (
-            f"smaller or row-sharded embedding tables, which recdistill does not shard: they take {saved / 1e9:,.1f} GB"
-        )
+        yield (f"smaller or row-sharded embedding tables, which recdistill does not shard: they take {amount(saved)}")
 
 
 def tables(model: Model, work: Workload, strategy: str, gpus: int) -> float:

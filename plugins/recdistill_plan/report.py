@@ -10,10 +10,12 @@ from rich.table import Table
 
 from recdistill_plan import flops
 from recdistill_plan.cluster import Cluster
-from recdistill_plan.fit import Way, best, dominant, remedies
+from recdistill_plan.fit import Way, amount, best, dominant, remedies
 from recdistill_plan.parameters import count
 from recdistill_plan.sizes import Model, Workload
 
+#: Bytes of the largest peak below which the table of memory is in MB: in GB small teachers would read 0.0.
+SMALL = 1e9
 #: Parts of a peak -> how a message names them.
 PARTS = {
     "weights": "weights", "optimiser": "the optimiser's states", "gradients": "gradients",
@@ -88,7 +90,7 @@ def headline(data: dict[str, Any]) -> Iterator[str]:
         f"{work['precision']}"
     )
     yield (
-        f"cluster: {cluster['gpus']:,} x {cluster['gpu']}, {cluster['usable_bytes'] / 1e9:,.1f} GB usable, "
+        f"cluster: {cluster['gpus']:,} x {cluster['gpu']}, {amount(cluster['usable_bytes'])} usable, "
         f"{cluster['rate'] / 1e12:,.4g} TFLOP/s, MFU {data['mfu']:.0%}"
     )
 
@@ -109,16 +111,17 @@ def tables(data: dict[str, Any]) -> Iterator[Table]:
     ):
         table.add_row(name, short(forward), short(training))
     yield table
-    table = _table("GB per GPU", "recompute", "states", "gathered", "activ.", "work", "peak", "fits", "GPUs from")
+    unit, size = ("GB", 1e9) if max(way["memory"]["peak"] for way in data["ways"]) >= SMALL else ("MB", 1e6)
+    table = _table(f"{unit} per GPU", "recompute", "states", "gathered", "activ.", "work", "peak", "fits", "GPUs from")
     for way in data["ways"]:
         memory = way["memory"]
         states = memory["weights"] + memory["gradients"] + memory["optimiser"]
         others = [memory[name] for name in ("gathered", "activations", "workspace")]
-        parts = [f"{part / 1e9:,.1f}" for part in (states, *others)]
+        parts = [f"{part / size:,.1f}" for part in (states, *others)]
         told = "yes" if way["fits"] else "no"
         smallest = "never" if way["fewest"] is None else f"{way['fewest']:,}"
         smallest = "1 alone" if way["alone"] else smallest
-        table.add_row(way["strategy"], _recompute(way), *parts, f"{memory['peak'] / 1e9:,.1f}", told, smallest)
+        table.add_row(way["strategy"], _recompute(way), *parts, f"{memory['peak'] / size:,.1f}", told, smallest)
     yield table
     table = _table("time", "recompute", "step, s", "by", "examples/s", "events/s", "days")
     for way in data["ways"]:
@@ -144,8 +147,7 @@ def verdict(data: dict[str, Any]) -> Iterator[str]:
     if data["fits"]:
         yield f"fastest that fits: {name}; {data['examples']:,.4g} examples take {_days(way['days'])} days"
         return
-    peak = way["memory"]["peak"] / 1e9
-    yield f"nothing fits; nearest: {name}, {peak:,.1f} GB, most of it {PARTS[data['dominant']]}"
+    yield f"nothing fits; nearest: {name}, {amount(way['memory']['peak'])}, most of it {PARTS[data['dominant']]}"
     counts = [(other["fewest"], other) for other in data["ways"] if other["fewest"] is not None]
     if any(other["alone"] for other in data["ways"]):
         yield "on one GPU alone it fits: see the table"

@@ -11,6 +11,7 @@ from recdistill_core.errors import ConfigError, DataError, Problem, UsageError
 from recdistill_core.registry import installed
 from recdistill_core.schema import Categorical, EventField, Schema
 from recdistill_hstu import HSTUConfig
+from recdistill_plan.keys import require_known
 from recdistill_plan.presets import preset
 from recdistill_plan.sizes import Model
 
@@ -94,6 +95,7 @@ def described_schema(vocabularies: Sequence[str] = (), actions: int = 4) -> Sche
 
 def _of_run(path: Path, plain: Mapping[str, Any], vocabularies: Sequence[str], actions: int) -> Target:
     """The teacher of a run configuration, on its dataset where that is imported already."""
+    require_known(plain)
     config = _config(plain.get("teacher", "hstu"))
     training, trainer, dataset = (_mapping(plain, key) for key in ("teacher_training", "trainer", "dataset"))
     folder = str(dataset.get("path") or "")
@@ -110,7 +112,7 @@ def _of_run(path: Path, plain: Mapping[str, Any], vocabularies: Sequence[str], a
         str(plain.get("name", path.stem)),
         Model(config, schema, tasks or schema.tasks),
         not folder,
-        batch if isinstance(batch, int) else None,
+        batch,
         str(trainer["precision"]) if "precision" in trainer else None,
     )
 
@@ -147,6 +149,12 @@ def _config(spec: Any) -> HSTUConfig:
 
 
 def _settings(words: Sequence[str]) -> dict[str, Any]:
+    """The teacher's settings of ``layers=8`` and, as a run configuration has them, of ``teacher.layers=8``."""
     from recdistill_pipeline.commands import settings_of
 
-    return settings_of(list(words))
+    found = settings_of(list(words))
+    prefixed = found.get("teacher")
+    if isinstance(prefixed, Mapping):
+        del found["teacher"]
+        found.update({str(key): value for key, value in prefixed.items()})
+    return found

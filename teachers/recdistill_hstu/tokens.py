@@ -46,6 +46,7 @@ class TokenEmbedding(nn.Module):
         if added_action:
             sizes[ACTION] = schema.num_action_codes
         self.columns = [column for column, _ in chosen]
+        self.names = [feature.name for feature in schema.categorical]
         self.table = nn.Embedding(sum(sizes.values()), width)
         nn.init.normal_(self.table.weight, std=std)
         event_tables = in_events + ([ACTION] if added_action else [])
@@ -59,7 +60,7 @@ class TokenEmbedding(nn.Module):
         """``[E + N, D]``: all events in order, then one candidate per row.
 
         Raises:
-            DataError: if the batch's events lack a field of the schema.
+            DataError: if the batch's events lack a field of the schema, or its rows have other categorical features.
         """
         ids = [self._of_candidates(batch)]
         if batch.history is not None:
@@ -75,6 +76,13 @@ class TokenEmbedding(nn.Module):
         return self._summed([self._of_candidates(batch)])
 
     def _of_candidates(self, batch: Batch) -> Tensor:
+        if batch.categorical.shape[1] != len(self.names):
+            raise DataError(
+                f"the batch has {batch.categorical.shape[1]} categorical features, and the teacher was built for "
+                f"{len(self.names)}: {', '.join(self.names)}",
+                where="Batch.categorical",
+                fix="build batches with the source of the dataset whose schema the teacher was built with",
+            )
         return _lookup(torch.cat([batch.item_id[:, None], batch.categorical[:, self.columns]], 1), self.candidate_rows)
 
     def _of_events(self, events: Mapping[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pipeline_cases import TEACHER, Verb, answer, config, refused, run_of, write_config
 
-from recdistill_core.artefact import load_teacher
+from recdistill_core.artefact import load_teacher, read_card
 from recdistill_core.interfaces import CaptureMode
 from recdistill_hf.teacher import HFTeacher
 from recdistill_parquet.dataset import ParquetSource
@@ -49,6 +49,7 @@ def test_its_teacher_is_saved_and_scores_alike(
     found = answer(recdistill("teacher", "save", finished, "--out", out, "--json"))
     assert (found["component"], found["step"]) == ("hf", "seed-1/teacher")
     assert found["files"] == ["config.json", "model.safetensors"]
+    assert read_card(out).dataset == feed.snapshot_id
     loaded = load_teacher(out)
     assert isinstance(loaded, HFTeacher)
     manifest = json.loads((finished / "seed-1/teacher/manifest.json").read_text())

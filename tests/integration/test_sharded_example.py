@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline_cases import Verb, config, data_module, environment, refused, teacher_module, write_config
+from omegaconf import OmegaConf
+from pipeline_cases import Verb, config, data_module, environment, refused, run_of, teacher_module, write_config
 from safetensors.torch import load_file
 
 from recdistill_core.config import make
@@ -22,7 +23,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "train_sharded.py"
 
 
 @pytest.mark.slow
-def test_the_example_runs_under_torchrun(feed_path: Path, tmp_path: Path) -> None:
+def test_a_run_reads_what_the_example_labels_under_torchrun(feed_path: Path, tmp_path: Path) -> None:
     shutil.copytree(feed_path, tmp_path / "dataset")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -35,12 +36,20 @@ def test_the_example_runs_under_torchrun(feed_path: Path, tmp_path: Path) -> Non
         timeout=400,
     )
     assert done.returncode == 0, done.stderr
-    (made,) = ParquetLogitStore(tmp_path / "labels").versions()
-    assert made.count == 2400
-    assert done.stdout.count(f"version {made.version}, 2400 labels") == 1
+    counts = {entry.version: entry.count for entry in ParquetLogitStore(tmp_path / "labels").versions()}
+    assert sorted(counts.values()) == [600, 2400]
+    (made,) = [version for version, count in counts.items() if count == 2400]
+    assert done.stdout.count(f"version {made}, 2400 labels") == 1
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("labels: ")]
     assert "teacher.layers.0.project.weight" in load_file(tmp_path / "teacher.safetensors")
     (newest,) = (tmp_path / "checkpoints").iterdir()
     assert (newest / "meta.pt").is_file()
+    labels = OmegaConf.to_container(OmegaConf.create(told))["labels"]  # type: ignore[index, call-overload]  # a mapping
+    assert set(labels["versions"]) == set(counts)
+    shared = {"store": {"name": "parquet", "path": str(tmp_path / "labels")}, "split": {"test_from": "80%"}}
+    plain = config(tmp_path / "dataset", **shared, labels=labels, students=["mlp"], seeds=[1])
+    run_of(tmp_path / "run", plain).all()
+    assert "eta" in (tmp_path / "run" / "metrics.json").read_text()
 
 
 def test_a_run_refuses_to_be_one_of_several_processes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from recdistill_core.interfaces import TrainableTeacher
 from recdistill_hf.teacher import HFTeacher
 from recdistill_hstu.teacher import HSTUTeacher
 
+RESTORE = "save the teacher again from its run, or copy the file"
 Saved = HSTUTeacher | HFTeacher
 
 
@@ -93,9 +95,38 @@ def test_what_config_json_says(folder: Path) -> None:
     assert plain["fingerprint"] == teacher.fingerprint()
     assert plain["recdistill_version"] == __version__
     assert plain["schema"] == SCHEMA.to_dict()
+    assert plain["view"] == SCHEMA.view_hash()
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
+        (folder / "config.json").stat().st_mode & 0o777
+    }
     assert plain["config"]["leave_out"] == ["user_segment"]
     found = read_card(folder)
     assert (found.component, found.tasks, found.schema) == ("hstu", ("click", "like"), SCHEMA)
+
+
+def test_the_dataset_is_noted_beside_the_rest(folder: Path) -> None:
+    teacher = make("hstu")
+    teacher.save_pretrained(folder)
+    assert read_card(folder).dataset == ""
+    artefact.note_dataset(folder, "0123abcd")
+    assert read_card(folder).dataset == "0123abcd"
+    assert load_teacher(folder).fingerprint() == teacher.fingerprint()
+    with pytest.raises(UsageError, match=r"there is no config\.json"):
+        artefact.note_dataset(folder.parent, "0123abcd")
+
+
+def test_a_batch_with_other_features_is_refused(teacher: Saved) -> None:
+    batch = make_batch([5], [(0, 5), (0, 3)])
+    fewer = replace(batch, categorical=batch.categorical[:, :-1])
+    count = len(SCHEMA.categorical)
+    with pytest.raises(DataError) as caught:
+        teacher.score(fewer)
+    assert lines(caught) == [
+        f"the batch has {count - 1} categorical features, and the teacher was built for {count}: "
+        + ", ".join(feature.name for feature in SCHEMA.categorical),
+        "  where: Batch.categorical",
+        "  to do: build batches with the source of the dataset whose schema the teacher was built with",
+    ]
 
 
 def test_the_dtype_is_kept(folder: Path) -> None:
@@ -116,6 +147,12 @@ def test_large_weights_are_written_in_several_files(teacher: Saved, folder: Path
     assert names(folder) == sorted([*files, "config.json", "model.safetensors.index.json"])
     assert set(index["weight_map"]) == set(teacher.state_dict())
     assert type(teacher).from_pretrained(folder).fingerprint() == teacher.fingerprint()
+    index_path, text = folder / "model.safetensors.index.json", json.dumps(index)
+    index_path.unlink()
+    with pytest.raises(IntegrityError, match="the index of the weights is absent, and they lie in several") as caught:
+        type(teacher).from_pretrained(folder)
+    assert lines(caught)[1:] == [f"  where: {index_path}", f"  to do: {RESTORE}"]
+    index_path.write_text(text)
     (folder / files[1]).unlink()
     with pytest.raises(IntegrityError, match="the checkpoint cannot be read: No such file or directory") as caught:
         type(teacher).from_pretrained(folder)
@@ -136,7 +173,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(folder: Path) -> None:
     assert lines(caught) == [
         "the folder is not empty",
         f"  where: {folder}",
-        "  to do: name another folder, or say overwrite for an artefact",
+        "  to do: name another folder, or replace an earlier artefact with --overwrite (overwrite=True in Python)",
     ]
     other.save_pretrained(folder, overwrite=True)
     assert load_teacher(folder).fingerprint() == other.fingerprint()
@@ -150,6 +187,49 @@ def test_a_folder_that_is_not_empty_is_left_alone(folder: Path) -> None:
         "  to do: name another folder",
     ]
     assert names(folder) == ["config.json", "model.safetensors"]
+
+
+def test_a_file_in_the_folders_place_is_left_alone(folder: Path) -> None:
+    folder.parent.mkdir()
+    folder.write_text("mine")
+    with pytest.raises(UsageError) as caught:
+        make("hstu").save_pretrained(folder, overwrite=True)
+    assert lines(caught) == [
+        "this is a file, and a teacher is a folder",
+        f"  where: {folder}",
+        "  to do: name another folder",
+    ]
+    assert folder.read_text() == "mine"
+
+
+@pytest.mark.parametrize("size", ["1XB", 0, -5, "0GB", "", "GB", "-1MB"])
+def test_a_size_of_files_that_is_none(folder: Path, size: int | str) -> None:
+    with pytest.raises(UsageError, match=f"max_shard_size must be a number of bytes above 0, got {size!r}") as caught:
+        make("hstu").save_pretrained(folder, max_shard_size=size)
+    assert lines(caught)[-1] == "  to do: write for example '5GB' or '500MB'"
+    assert not folder.exists()
+
+
+def test_a_description_that_nobody_could_load(folder: Path) -> None:
+    teacher = make("hstu")
+    given: dict[str, Any] = {
+        "component": "hstu",
+        "config": teacher.config,
+        "schema": SCHEMA,
+        "tasks": teacher.head.tasks,
+    }
+    for changes, kind, told in (
+        ({"component": "hsut"}, PluginError, "no teacher is named 'hsut' (did you mean 'hstu'?)"),
+        ({"component": "hf"}, UsageError, "the configuration of a teacher 'hf' is a HFConfig, not HSTUConfig("),
+        ({"config": {}}, UsageError, "the configuration of a teacher 'hstu' is a HSTUConfig, not {}"),
+        ({"tasks": "click"}, UsageError, "tasks must be one name or more, got 'click'"),
+        ({"tasks": ()}, UsageError, "tasks must be one name or more, got ()"),
+    ):
+        with pytest.raises(kind, match=re.escape(told)):
+            artefact.save_teacher(teacher, folder, **{**given, **changes})
+    assert not folder.exists()
+    artefact.save_teacher(teacher, folder, **given, max_shard_size=10**6)
+    assert load_teacher(folder).fingerprint() == teacher.fingerprint()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -260,7 +340,19 @@ AGAIN = "save the teacher again, or copy all files of the artefact"
             "there is no config.json",
             "name the folder that save_pretrained wrote; to load from a hub, download the folder first",
         ),
-        (cut_card, IntegrityError, "the teacher's config.json cannot be read: ", "save the teacher again"),
+        (cut_card, IntegrityError, "the teacher's config.json cannot be read: ", RESTORE),
+        (
+            without("format_version"),
+            IntegrityError,
+            "the teacher's config.json is not what was written: format_version is None, no version",
+            RESTORE,
+        ),
+        (
+            with_card(format_version="x"),
+            IntegrityError,
+            "the teacher's config.json is not what was written: format_version is 'x', no version",
+            RESTORE,
+        ),
         (
             with_card(model_type="llama"),
             UsageError,
@@ -278,13 +370,13 @@ AGAIN = "save the teacher again, or copy all files of the artefact"
             without("schema"),
             IntegrityError,
             "the teacher's config.json is not what was written: 'schema' is missing",
-            "save the teacher again",
+            RESTORE,
         ),
         (
             with_card(schema={"tusks": []}),
             IntegrityError,
             "the teacher's config.json is not what was written: the dataset schema has no 'tasks'",
-            "save the teacher again",
+            RESTORE,
         ),
         (
             with_card(config={"layers": 0}),
@@ -303,9 +395,9 @@ AGAIN = "save the teacher again, or copy all files of the artefact"
             no_weights,
             IntegrityError,
             "the checkpoint cannot be read: No such file or directory",
-            "train again, or restore the file",
+            RESTORE,
         ),
-        (cut_weights, IntegrityError, "the checkpoint is damaged: ", "train again, or restore the file"),
+        (cut_weights, IntegrityError, "the checkpoint is damaged: ", RESTORE),
         (
             pickled,
             DataError,

@@ -148,6 +148,7 @@ def test_overrides_that_cannot_be_applied(tmp_path: Path, override: str, message
         ("a: [1", "the file is not valid YAML: while parsing a flow sequence"),
         ("a: 1\na: 2", "the file is not valid YAML: while constructing a mapping"),
         ("- 1\n- 2", "the file must hold a YAML mapping\n  where: "),
+        ("# a: comment\nhello  # b: another\n", "the file must hold a YAML mapping\n  where: "),
         ("a: &a [*a]", "the file is not valid YAML: YAML recursive aliases are not supported"),
         ("a: !!python/object/apply:os.getcwd []", "the file is not valid YAML: could not determine a constructor"),
         ("a: {b: '${c}'}", "an interpolation cannot be resolved: Interpolation key 'c' not found, at a.b\n  where: "),

@@ -97,6 +97,8 @@ def test_published_results_are_those_of_the_paper() -> None:
 def test_settings_of_a_preset_can_be_changed_and_are_checked() -> None:
     job = of_preset("hstu-ml1m", {"epochs": 2, "teacher": {"layers": 1}}, None)  # type: ignore[arg-type]  # as above
     assert (job.config.epochs, job.teacher.layers, job.teacher.width) == (2, 1, 50)
+    as_in_a_run = of_preset("hstu-ml1m", {"pretrain": {"epochs": 2}, "teacher": {"layers": 1}}, None)  # type: ignore[arg-type]  # as above
+    assert as_in_a_run == job
     with pytest.raises(ConfigError, match=r"teacher: must be a mapping, as in teacher\.layers=4, got 3"):
         of_preset("hstu-ml1m", {"teacher": 3}, None)  # type: ignore[arg-type]  # as above
     with pytest.raises(

@@ -84,6 +84,8 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(kind: dict[str, Any], tmp_p
     whole, sequences, epochs = fit(chains(), None, config)
     progress = Progress(tmp_path / "deep" / ".out.progress", "job")
     interrupted(progress, config, after=2)
+    (tmp_path / "other").touch()  # no other user is kept from reading it
+    assert progress.path.stat().st_mode == (tmp_path / "other").stat().st_mode
     torch.manual_seed(99)  # whatever another process starts from
     model = NextEvent(TEACHER, config, SCHEMA)
     sizes = {name: int(model.tokens.event_rows[1, at]) for at, name in enumerate(model.tokens.fields)}

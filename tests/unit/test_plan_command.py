@@ -114,7 +114,9 @@ def test_settings_of_a_teacher_and_a_described_dataset(run: Run) -> None:
     data = document(run(*words, "--json"))
     assert data["parameters"]["tables"] == (70 + 9 + 4) * 128 + (70 + 9) * 16
     assert data["workload"]["length"] == 256
-    assert document(run("--preset", "hstu-1m", "layers=2", "--json"))["teacher"]["layers"] == 2
+    for word in ("layers=2", "teacher.layers=2"):
+        assert document(run("--preset", "hstu-1m", word, "--json"))["teacher"]["layers"] == 2
+    assert document(run("teacher.layers=3", "width=64", "--json"))["teacher"]["layers"] == 3
 
 
 def test_a_cluster_from_a_file_changed_by_options(run: Run, tmp_path: Path) -> None:
@@ -144,6 +146,9 @@ REFUSED = [
     (("width=30", "heads=4"), "width must be a multiple of heads"),
     (("--preset", "hstu-1m", "--gpu", "h10"), "gpu must be one of a100-40"),
     (("--preset", "hstu-1m", "--gpu", "h10"), "got 'h10' (did you mean 'h100'?)"),
+    (("--preset", "hstu-1m", "--gpu", "a100"), "got 'a100' (did you mean 'a100-40' or 'a100-80'?)"),
+    (("--preset", "hstu-1m", "teacher.widht=3"), "teacher.widht: unknown key (did you mean 'width'?)"),
+    (("--preset", "hstu-1m", "teacher=3"), "teacher.teacher: unknown key"),
     (("--preset", "hstu-1m", "--gpus", 0), "gpus must be at least 1, got 0"),
     (("--preset", "hstu-1m", "--gpus-per-node", 0), "gpus_per_node must be at least 1, got 0"),
     (("--preset", "hstu-1m", "--memory-gb", 0), "memory_gb must be a number above 0, got 0.0"),
@@ -160,6 +165,10 @@ REFUSED = [
     (("--preset", "hstu-1m", "--length", 0), "no batch is like this: length must be at least 1, got 0"),
     (("--preset", "hstu-1m", "--rows-per-history", 0), "rows must be at least 1, got 0"),
     (("--preset", "hstu-1m", "--precision", "fp8"), "precision must be one of 32-true, bf16-mixed, bf16-true"),
+    (
+        ("--preset", "hstu-1m", "--precision", "fp8"),
+        "to do: give numbers of at least 1, and a precision of 32-true, bf16-mixed, bf16-true",
+    ),
     (("--preset", "hstu-1m", "--vocabulary", "item_id"), "vocabulary 'item_id' is not NAME=SIZE"),
     (("--preset", "hstu-1m", "--vocabulary", "item_id=0"), "vocabulary 'item_id=0' is not NAME=SIZE"),
     (("--preset", "hstu-1m", "--actions", 17), "an action code has at most 16 bits, not 17"),
@@ -171,17 +180,62 @@ def test_what_is_refused_and_why(run: Run, words: tuple[object, ...], told: str)
     code, out, err = run(*words)
     assert (code, out) == (2, "")
     assert told in " ".join(err.split())
+    assert "caused by" not in err or "absent.yaml" in words
 
 
 HTTP = {"name": "http", "url": "https://x", "version": "1", "scale": "logit"}
 
 
-def test_a_cluster_file_with_a_slip(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("gpu: h100\nmemry_gb: 3\n", "{path}: memry_gb: unknown key (did you mean 'memory_gb'?)"),
+        ("gpus: many\n", "{path}: gpus: Value 'many' of type 'str' could not be converted to Integer"),
+        ("gpus: 0\n", "{path}: gpus must be at least 1, got 0"),
+        ("hello\n", "the file must hold a YAML mapping where: {path}"),
+    ],
+)
+def test_a_cluster_file_with_a_slip(run: Run, tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "cluster.yaml"
-    path.write_text("gpu: h100\nmemry_gb: 3\n")
+    path.write_text(text)
     code, _, err = run("--preset", "hstu-1m", "--cluster", path)
     assert code == 2
-    assert "memry_gb: unknown key (did you mean 'memory_gb'?)" in err
+    assert told.format(path=path) in " ".join(err.split())
+    assert "caused by" not in err
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("layers=8", "layers: unknown key (a setting of the teacher: write teacher.layers=8); known: name, dataset, "),
+        ("batchsize=8", "- batchsize: unknown key"),
+        ("teacher_trainin.batch_size=3", "teacher_trainin: unknown key (did you mean 'teacher_training'?); known: "),
+        ("teacher_training.batchsize=3", "teacher_training.batchsize: unknown key (did you mean 'batch_size'?); known"),
+        ("dataset.pth=x", "dataset.pth: unknown key (did you mean 'path'?); known: path, importer, "),
+        ("dataset=x", "dataset: must be a mapping, got str 'x'"),
+        (
+            "teacher_training.batch_size=lots",
+            "teacher_training.batch_size: must be a whole number of at least 1, got 'lots'",
+        ),
+    ],
+)
+def test_a_key_that_no_run_has_is_refused(run: Run, tmp_path: Path, word: str, told: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: x\ntask: click\n")
+    code, out, err = run(path, word)
+    assert (code, out) == (2, "")
+    assert told in " ".join(err.split())
+
+
+def test_a_small_teacher_is_told_in_megabytes(run: Run) -> None:
+    words = ("layers=1", "width=8", "heads=1", "max_length=8", "history_stride=8", "--vocabulary", "item_id=50")
+    _, out, _ = run(*words)
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("fsdp2") and " yes " in line][-1:]
+    assert "MB per GPU" in out
+    assert float(row[-3]) > 0  # the peak
+    _, out, _ = run(*words, "--memory-gb", 1e-5)
+    peak = document(run(*words, "--memory-gb", 1e-5, "--json"))["ways"]
+    assert f", {min(way['memory']['peak'] for way in peak) / 1e6:,.1f} MB, most of it " in out
 
 
 @pytest.mark.parametrize(
@@ -282,7 +336,7 @@ def test_remedies_lower_the_peak_as_they_say() -> None:
     way = next(iter(ways(model, work, tiny, mfu=0.5, examples=1e6)))
     told = list(remedies(model, work, tiny, way))
     halved = estimate(model, Workload(2, 512, 4), way.strategy, way.checkpointing, tiny.gpus).peak
-    assert told[0] == f"2 instead of 4 histories per GPU: {halved / 1e9:,.1f} GB"
+    assert told[0] == f"2 instead of 4 histories per GPU: {halved / 1e6:,.1f} MB"
     assert told[1].startswith("histories of 256 instead of 512 events: ")
     assert dominant(way.memory) == "activations"
     assert dominant(way.memory._replace(optimiser=1e12)) == "optimiser"
@@ -314,13 +368,17 @@ def test_numbers_are_short(number: float, text: str) -> None:
     assert short(number) == text
 
 
-def test_planning_loads_no_torch() -> None:
+@pytest.mark.parametrize(("word", "name"), [("--preset=hstu-24b", "hstu-24b"), ("run.yaml", "mine")])
+def test_planning_loads_no_torch(word: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("name: mine\ntask: click\nteacher_training: {batch_size: 64}\n")
     code = (
         "import sys\nfrom recdistill_core.cli import main\n"
-        "try:\n    main(['teacher', 'plan', '--preset', 'hstu-24b', '--json'])\n"
+        f"try:\n    main(['teacher', 'plan', {word!r}, '--json'])\n"
         "except SystemExit as stop:\n    assert not stop.code\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["name"] == "hstu-24b"
+    assert json.loads(done.stdout)["name"] == name

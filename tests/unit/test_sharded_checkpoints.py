@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,8 +62,6 @@ class Harmful:
     """Would make a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        import os
-
         return os.mkdir, ("harm",)
 
 
@@ -77,6 +78,9 @@ def overwritten(folder: Path) -> None:
         (overwritten, "its tensors cannot be read"),
         (lambda folder: (folder / "meta.pt").unlink(), "meta.pt cannot be read"),
         (lambda folder: (folder / "meta.pt").write_bytes(b"\x00" * 40), "meta.pt cannot be read"),
+        (lambda folder: (folder / "meta.pt").write_bytes(b"junk"), "meta.pt cannot be read"),
+        (lambda folder: (folder / "meta.pt").write_text("some text, no checkpoint\n"), "meta.pt cannot be read"),
+        (shutil.rmtree, "there is no such folder"),
         (lambda folder: torch.save({"epoch": 1}, folder / "meta.pt"), "it was written by something else"),
         (lambda folder: torch.save([1], folder / "meta.pt"), "meta.pt cannot be read"),
     ],
@@ -104,18 +108,39 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     save_sharded(folder, module, [optimizer], {})
     for write in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))):
         write({"rest": Harmful(), "values": {}, "files": {}}, folder / "meta.pt")
-        with pytest.raises(IntegrityError, match=r"meta.pt cannot be read"):
+        with pytest.raises(IntegrityError, match=r"meta.pt cannot be read") as caught:
             load_sharded(folder, *pair(model()))
+        assert "weights_only" not in str(caught.value)
+        assert caught.value.__cause__ is not None
     assert not (tmp_path / "harm").exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     module, optimizer = model(steps=1)
     save_sharded(tmp_path / "some.ckpt", module, [optimizer], {})
-    with pytest.raises(IntegrityError, match="its tensors cannot be read"):
+    with pytest.raises(
+        IntegrityError, match="the sharded checkpoint cannot be used: it is of another model: "
+    ) as caught:
         load_sharded(tmp_path / "some.ckpt", *pair(model(width=5)))
-    with pytest.raises(IntegrityError, match="its tensors cannot be read"):
+    assert "0.weight is [3, 4] there and [5, 4] here; 0.bias is [3] there and [5] here; " in str(caught.value)
+    assert re.search(r"; and \d+ more\n", str(caught.value))
+    with pytest.raises(
+        IntegrityError, match=r"another model: it has no weight; it has no bias; the model here has no 0\."
+    ):
         load_sharded(tmp_path / "some.ckpt", nn.Linear(2, 2))
+    fewer = nn.Sequential(nn.Linear(4, 3))  # the weights that it has do fit
+    with pytest.raises(IntegrityError, match=r"another model: the model here has no 1\.bias; "):
+        load_sharded(tmp_path / "some.ckpt", fewer)
+
+
+def test_every_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    module, optimizer = model(steps=1)
+    save_sharded(tmp_path / "some.ckpt", module, [optimizer], {})
+    save_full_weights(module, tmp_path / "model.safetensors")
+    (tmp_path / "other").touch()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 4
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "other").stat().st_mode}
 
 
 def test_full_weights_of_one_process_are_its_state(tmp_path: Path) -> None:
