@@ -93,9 +93,14 @@ def test_an_interrupted_job_goes_on_where_it_was(feed_path: Path, tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         pretrain(job, tmp_path / "parts", stop)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".parts.progress", "whole"]
+    shorter = of_run({**plain(feed_path), "pretrain": {**PRETRAIN, "epochs": 1}}, installed(), None)
+    with pytest.raises(UsageError, match=r"has left its progress here, after epoch 2\n  where: .*\.parts\.progress"):
+        pretrain(shorter, tmp_path / "parts")
     heard.clear()
-    pretrain(job, tmp_path / "parts", lambda what, done, of: heard.append(what))
+    said: list[str] = []
+    pretrain(job, tmp_path / "parts", lambda what, done, of: heard.append(what), said.append)
     assert set(heard) == {"epoch 3 of 3"}
+    assert said[1:] == ["going on after epoch 2 of 3"]
     assert not (tmp_path / ".parts.progress").exists()
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes(), path.name
@@ -379,5 +384,6 @@ def test_a_preset_reads_a_log_in_the_format_of_movielens(recdistill: Verb, tmp_p
         assert found["ranking"]["test"]["users"] == 30
         assert found["predicted"] == ["item"]
     code, text, _ = recdistill("teacher", "pretrain", *changes, *out[:4], "--out", tmp_path / "shown")
-    assert (code, "published on ML-1M" in text, "0.2853" in text) == (0, True, True)
+    assert (code, "published on ML-1M" in text, "0.2853" in text) == (0, False, False)
+    assert "this is not MovieLens-1M, of which the preset's published results are" in text
     assert of_preset("sasrec-ml1m", {"until": "50%"}, ParquetSource(tmp_path / "dataset")).cutoff is not None
