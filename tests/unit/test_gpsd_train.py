@@ -108,7 +108,8 @@ def test_progress_of_another_job_or_a_damaged_file_is_not_taken_up(tmp_path: Pat
     with pytest.raises(UsageError) as caught:
         Progress(path, "job").restore(fresh, optimiser, torch.Generator())
     assert str(caught.value).splitlines() == [
-        "an interrupted pre-training with other settings, data, threads or code has left its progress here, after epoch 1",
+        "an interrupted pre-training with other settings, data, threads or code has left its progress here, after "
+        "epoch 1",
         f"  where: {path}",
         "  to do: give its own command to go on with it; or delete it, or give another --out",
     ]
