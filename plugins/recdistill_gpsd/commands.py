@@ -100,13 +100,13 @@ def _show(console: Console, manifest: dict[str, Any], preset: str, out: Path) ->
             table.add_row(metric, f"{found['value']:.4f}", f"{found['low']:.4f} to {found['high']:.4f}", common, *more)
         console.print(table)
         if unranked := _unranked(part):
-            console.print(f"{name}: not ranked are {unranked}", highlight=False, soft_wrap=True)
+            console.print(f"{name}: users not ranked: {unranked}", highlight=False, soft_wrap=True)
     console.print(f"pre-trained: {out}", highlight=False, soft_wrap=True)
 
 
 def _unranked(part: dict[str, Any]) -> str:
     """How many users' held-out event is not ranked, and why; with those that are ranked they are all who have one."""
-    why = {"without_history": "of users with no event before it", "out_of_vocabulary": "out of vocabulary"}
+    why = {"without_history": "with no event before it", "out_of_vocabulary": "whose item is out of vocabulary"}
     counts = [f"{part[name]:,} {words}" for name, words in why.items() if part[name]]
     return ", ".join(counts)
 

@@ -86,7 +86,9 @@ class Run:
             self._ask(teacher, source, split, todo)
             return
         if todo:
-            require_pretrained(self.plan, source, split, self._steps())
+            taken = require_pretrained(self.plan, source, split, self._steps())
+            if taken:
+                self.say(taken)
         for seed in self.plan.config.seeds:
             name = f"seed-{seed}/teacher"
             if not self.directory.done(name):

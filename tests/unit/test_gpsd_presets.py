@@ -41,7 +41,7 @@ def test_movielens_1m_is_known_by_its_counts() -> None:
     text = shown(MANIFEST, "hstu-ml1m")
     assert "published on ML-1M" in text
     assert "0.3097" in text
-    assert "test: not ranked are 2 of users with no event before it, 1 out of vocabulary" in text
+    assert "test: users not ranked: 2 with no event before it, 1 whose item is out of vocabulary" in text
     assert "loss of the last of 1 epochs: item 4.500" in text
 
 
