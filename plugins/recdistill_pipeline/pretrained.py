@@ -27,6 +27,7 @@ from recdistill_pipeline.checkpoint import load_weights
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.models import build_teacher
 from recdistill_pipeline.plan import Plan
+from recdistill_pipeline.runconfig import PretrainedConfig
 from recdistill_pipeline.rundir import read_json
 
 FORMAT, VERSION = "recdistill-pretrained", 1
@@ -122,6 +123,18 @@ class Pretrained:
         return load_weights(self.folder / MODEL), load_weights(self.folder / SEEN)
 
 
+def require_folder(plan: Plan) -> None:
+    """Refuse what is wrong with the folder itself, or finds nothing in it, before a dataset is imported.
+
+    Raises:
+        UsageError: if there is no model, or for a pattern that finds nothing. IntegrityError: if a file is damaged.
+    """
+    config = plan.config.pretrained
+    if config.path:
+        found = Pretrained.open(Path(config.path)).checked()
+        _chosen(config, found.names(), found.folder)
+
+
 def require_pretrained(plan: Plan, source: SampleSource, split: Split, steps: Mapping[str, Mapping[str, Any]]) -> str:
     """Refuse a pre-trained model that this run must not or cannot start from, before anything is trained.
 
@@ -204,8 +217,7 @@ def take_over(plan: Plan, module: TeacherModule, source: SampleSource, split: Sp
         return {}
     found = _opened(plan, source, split)  # again: the folder may have been replaced since the run began
     weights, seen = found.parameters()
-    chosen = _found(config.transfer, list(weights), "pretrained.transfer", f"the pre-trained model in {found.folder}")
-    frozen = _found(config.freeze, chosen, "pretrained.freeze", "what is transferred")
+    chosen, frozen = _chosen(config, list(weights), found.folder)
     transferred = {name: _load(module, name, weights[name], seen.get(name)) for name in chosen}
     for name in frozen:
         module.hold(PREFIX + name, seen.get(name))
@@ -225,6 +237,12 @@ def take_over(plan: Plan, module: TeacherModule, source: SampleSource, split: Sp
             "frozen": frozen,
         }
     }
+
+
+def _chosen(config: PretrainedConfig, names: list[str], folder: Path) -> tuple[list[str], list[str]]:
+    """Which of the model's parameters are transferred, and which of these are frozen."""
+    chosen = _found(config.transfer, names, "pretrained.transfer", f"the pre-trained model in {folder}")
+    return chosen, _found(config.freeze, chosen, "pretrained.freeze", "what is transferred")
 
 
 def _found(patterns: Iterable[str], names: list[str], where: str, owner: str) -> list[str]:

@@ -24,7 +24,7 @@ from recdistill_pipeline.external import black_box, label_teacher, read_publishe
 from recdistill_pipeline.fit import fit_fold, fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.plots import draw_all
-from recdistill_pipeline.pretrained import require_pretrained
+from recdistill_pipeline.pretrained import require_folder, require_pretrained
 from recdistill_pipeline.report import summary
 from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here, versions
 from recdistill_pipeline.student_labels import require_others
@@ -74,8 +74,10 @@ class Run:
 
     def teachers(self) -> None:
         """Train a teacher per seed, or ask one that is not trained here; their labels land in the store."""
-        source, split = self.dataset()
         todo = [seed for seed in self.plan.config.seeds if not self.directory.done(f"seed-{seed}/teacher")]
+        if todo and self.plan.config.labels.own:
+            require_folder(self.plan)
+        source, split = self.dataset()
         if not self.plan.config.labels.own:
             self._read(source, split, todo)
             return

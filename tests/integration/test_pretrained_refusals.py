@@ -13,6 +13,7 @@ import pytest
 import torch
 from pipeline_cases import (
     TEACHER,
+    config,
     run_of,
     teacher_module,
 )
@@ -150,6 +151,22 @@ def test_a_damaged_file_is_found_before_the_teacher_begins(
         "  to do: pre-train again, or restore the file",
     ]
     assert not list((tmp_path / "run").glob("seed-*"))
+
+
+@pytest.mark.parametrize(
+    ("taken", "expected"),
+    [
+        ({"path": "nothing"}, "this folder holds no pre-trained model"),
+        ({"transfer": ["^head"]}, r"'\^head' finds no parameter in the pre-trained model"),
+    ],
+)
+def test_a_wrong_folder_or_pattern_is_found_before_the_dataset_is_imported(
+    taken: dict[str, Any], expected: str, feed_path: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    importing = {**plain(feed_path, model_folder, pretrained=taken), "dataset": config()["dataset"]}
+    with pytest.raises(UsageError, match=expected):
+        run_of(tmp_path / "run", importing).teachers()
+    assert not (tmp_path / "run/dataset").exists()
 
 
 def test_nothing_left_to_train_is_refused(feed_path: Path, model_folder: Path, feed: ParquetSource) -> None:
