@@ -30,10 +30,40 @@ actions: {liked: liked}
 """
 
 
+def read(ratings: Path) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """``[N, 4]`` user, movie, stars and seconds.
+
+    Raises:
+        SystemExit: with what, where and what to do, if the file cannot be read or a line is no rating.
+    """
+    home = "give ml-1m/ratings.dat of https://grouplens.org/datasets/movielens/1m/ with --ratings"
+    try:
+        lines = ratings.read_text(encoding="latin-1").split("\n")
+    except OSError as error:
+        raise SystemExit(
+            f"error: the ratings cannot be read: {error.strerror}\n  where: {ratings}\n  to do: {home}"
+        ) from error
+    values = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        parts = line.split("::")
+        try:
+            user, movie, stars, seconds = map(int, parts)
+        except ValueError as error:
+            raise SystemExit(
+                f"error: {line[:60]!r} is no rating, which is user::movie::stars::seconds in whole numbers\n"
+                f"  where: {ratings}, line {number}\n  to do: {home}"
+            ) from error
+        values.append((user, movie, stars, seconds))
+    if not values:
+        raise SystemExit(f"error: the file holds no rating\n  where: {ratings}\n  to do: {home}")
+    return np.array(values, np.int64)
+
+
 def convert(ratings: Path, out: Path) -> int:
     """Write ``out/ratings.parquet`` and ``out/schema.yaml``; returns how many ratings. 4 stars or more are a like."""
-    lines = ratings.read_text(encoding="latin-1").split("\n")
-    values = np.array([line.split("::") for line in lines if line], dtype=np.int64)
+    values = read(ratings)
     # the file lists a user's ratings in no order of time; ties keep the file's order, as in the published preparation
     user, movie, stars, seconds = values[np.argsort(values[:, 3], kind="stable")].T
     out.mkdir(parents=True, exist_ok=True)

@@ -85,8 +85,10 @@ def _settings(words: list[str]) -> dict[str, Any]:
 def _show(console: Console, manifest: dict[str, Any], preset: str, out: Path) -> None:
     last = manifest["epochs"][-1]["loss"]
     losses = ", ".join(f"{field} {value:.3f}" for field, value in last.items())
-    console.print(f"{manifest['events']:,} events of {manifest['users']:,} users; loss {losses}", highlight=False)
-    published = PRESETS[preset].published if preset else {}
+    console.print(f"loss of the last of {len(manifest['epochs'])} epochs: {losses}", highlight=False)
+    published = PRESETS[preset].published_for(manifest) if preset else {}
+    if preset and not published:
+        console.print("this is not MovieLens-1M, of which the preset's published results are", soft_wrap=True)
     for name, part in manifest["ranking"].items():
         table = Table(title=f"{name}: {part['users']:,} users, {manifest['candidates']:,} items", title_justify="left")
         headings = ("metric", "value", "95% interval", "by popularity", *(["published on ML-1M"] if published else []))
@@ -97,7 +99,16 @@ def _show(console: Console, manifest: dict[str, Any], preset: str, out: Path) ->
             common = f"{part['by_popularity'][metric]['value']:.4f}"
             table.add_row(metric, f"{found['value']:.4f}", f"{found['low']:.4f} to {found['high']:.4f}", common, *more)
         console.print(table)
+        if unranked := _unranked(part):
+            console.print(f"{name}: users not ranked: {unranked}", highlight=False, soft_wrap=True)
     console.print(f"pre-trained: {out}", highlight=False, soft_wrap=True)
+
+
+def _unranked(part: dict[str, Any]) -> str:
+    """How many users' held-out event is not ranked, and why; with those that are ranked they are all who have one."""
+    why = {"without_history": "with no event before it", "out_of_vocabulary": "whose item is out of vocabulary"}
+    counts = [f"{part[name]:,} {words}" for name, words in why.items() if part[name]]
+    return ", ".join(counts)
 
 
 def _show_gaps(console: Console, found: dict[str, Any]) -> None:

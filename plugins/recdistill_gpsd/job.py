@@ -116,7 +116,7 @@ def pretrain(
     jobs give equal bytes on a CPU with one number of threads, interrupted or not.
 
     Raises:
-        UsageError: if ``out`` exists, or the device is not there.
+        UsageError: if ``out`` exists, the file beside it is of another job, or the device is not there.
         DataError: if there is nothing to train on, or the loss is NaN.
     """
     if out.exists():
@@ -131,13 +131,10 @@ def pretrain(
         sizes = {name: _size(model, name) for name in model.tokens.fields}
         occurrences = sequences.occurrences(sizes)
         seen = trained_rows(model, occurrences)  # before the model moves to its device
-        say(
-            f"{int(sequences.trained.sum()):,} events of {int((sequences.trained > 1).sum()):,} users before the "
-            f"cutoff; predicted: {', '.join(model.fields)}"
-        )
+        say(f"{sequences.in_words()}; predicted: {', '.join(model.fields)}")
         model.to(device)
         progress = Progress(out.with_name(f".{out.name}.progress"), _digest(job, sequences, device))
-        epochs = train(model, sequences, occurrences, tell, progress)
+        epochs = train(model, sequences, occurrences, tell, progress, say)
         ranking = _ranking(model, sequences, occurrences["item"])
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_absent(out) as place:
@@ -170,6 +167,7 @@ def _ranking(model: NextEvent, sequences: Sequences, popularity: Ints) -> dict[s
             found[name] = {
                 "users": int(ranked.rank.size),
                 "out_of_vocabulary": ranked.out_of_vocabulary,
+                "without_history": int((sequences.count == back).sum()),
                 "metrics": as_plain(summarise(ranked.rank)) if ranked.rank.size else {},
                 "by_popularity": as_plain(summarise(common.rank)) if common.rank.size else {},
             }

@@ -26,6 +26,8 @@ _TRAINING = {
     "input_dropout": 0.2,
     "filter_seen": "window",
 }
+#: By these counts of a manifest a dataset is known to be MovieLens-1M.
+MOVIELENS_1M = {"events": 1_000_209, "users": 6_040, "candidates": 3_706}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Preset:
     teacher: Mapping[str, Any]
     pretrain: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
+
+    def published_for(self, manifest: Mapping[str, Any]) -> Mapping[str, float]:
+        """``published`` where the model of ``manifest`` was made from MovieLens-1M; empty for another dataset."""
+        found = {**manifest, "events": manifest["events"] + manifest["held_out"]}
+        return self.published if all(found[name] == count for name, count in MOVIELENS_1M.items()) else {}
 
 
 PRESETS: Mapping[str, Preset] = {

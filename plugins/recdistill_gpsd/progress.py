@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from recdistill_core.errors import UsageError
 from recdistill_core.files import sync, usual_mode
 
 KEY = "recdistill"
@@ -32,7 +33,7 @@ class Progress:
     """A file with weights, AdamW's moments and the state of every generator.
 
     Attributes:
-        path: of the file. job: digest of all that the result depends on; a file of another job is not taken up.
+        path: of the file. job: digest of all that the result depends on; a file of another job is refused.
     """
 
     path: Path
@@ -63,12 +64,16 @@ class Progress:
         sync(self.path.parent)
 
     def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer, draws: torch.Generator) -> list[Epoch]:
-        """Bring back what :meth:`save` wrote for this job; the epochs done, none where it wrote nothing."""
+        """Bring back what :meth:`save` wrote for this job; the epochs done, none where it wrote nothing.
+
+        Raises:
+            UsageError: if the file is of another job, whose epochs the first :meth:`save` of this one would destroy.
+        """
         try:
             with safetensors.safe_open(self.path, framework="pt") as file:
                 notes = json.loads((file.metadata() or {}).get(KEY, "{}"))
                 if notes.get("job") != self.job:
-                    return []
+                    raise self._another(len(notes.get("epochs", [])))
                 found: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except (OSError, safetensors.SafetensorError):
             return []  # absent or damaged: nothing is lost but time
@@ -81,6 +86,14 @@ class Progress:
         if "random/cuda" in found:
             torch.cuda.set_rng_state(found["random/cuda"], next(model.parameters()).device)
         return [Epoch(**epoch) for epoch in notes["epochs"]]
+
+    def _another(self, epochs: int) -> UsageError:
+        return UsageError(
+            "an interrupted pre-training with other settings, data, threads or code has left its progress here, after "
+            f"epoch {epochs}",
+            where=str(self.path),
+            fix="give its own command to go on with it; or delete it, or give another --out",
+        )
 
     def forget(self) -> None:
         """Remove the file."""

@@ -53,6 +53,19 @@ class Sequences:
         """``[U]`` events of each user that may be trained on."""
         return np.maximum(self.count - self.holdout, 0)
 
+    def in_words(self) -> str:
+        """How many events and users there are, held out, too few, and to train on; the parts make up the whole."""
+        whole, left = int(self.count.sum()), self.trained
+        lone, of_users = int((left == 1).sum()), int((left > 1).sum())
+        return "; ".join(
+            [
+                f"{whole:,} events of {int((self.count > 0).sum()):,} users before the cutoff",
+                f"{whole - int(left.sum()):,} held out",
+                *([f"{lone:,} left alone, which tell nothing"] if lone else []),
+                f"{int(left.sum()) - lone:,} of {of_users:,} users trained on",
+            ]
+        )
+
     def windows(self, length: int, newest: bool) -> tuple[Ints, Ints]:
         """Places and counts ``[W]`` of the training pieces, each of 2 to ``length + 1`` events: inputs and one more.
 

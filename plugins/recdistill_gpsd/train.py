@@ -26,6 +26,7 @@ def train(
     occurrences: Mapping[str, Ints],
     tell: Tell = lambda what, done, of: None,
     progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Epoch]:
     """Train in place, on the device where the model is, and return what each pass gave.
 
@@ -34,8 +35,10 @@ def train(
         occurrences: ``{field: [size]}`` of the predicted fields, for drawing by popularity.
         tell: told how far an epoch is.
         progress: where to note each epoch; what it holds of this job already is taken up. None: nowhere.
+        say: told where an interrupted training goes on.
 
     Raises:
+        UsageError: if ``progress`` is of another job.
         DataError: if the loss is NaN or infinite.
     """
     config, device = model.config, model.tokens.table.weight.device
@@ -47,6 +50,8 @@ def train(
     )
     draws = torch.Generator().manual_seed(config.seed)
     found = progress.restore(model, optimiser, draws) if progress else []
+    if found:
+        say(f"going on after epoch {len(found)} of {config.epochs}")
     model.train()
     for number in range(len(found) + 1, config.epochs + 1):
         total: dict[str, float] = dict.fromkeys(model.fields, 0.0)

@@ -8,27 +8,33 @@ occurs in the sequences), ``config.json`` and ``manifest.json``.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import Tensor
 
 from recdistill_core.errors import IntegrityError, LeakError, UsageError
+from recdistill_core.fingerprint import file_sha256
 from recdistill_core.interfaces import CaptureMode, SampleSource
 from recdistill_lightning.modules import TeacherModule
 from recdistill_pipeline.checkpoint import load_weights
 from recdistill_pipeline.dataset import Split
+from recdistill_pipeline.models import build_teacher
 from recdistill_pipeline.plan import Plan
-from recdistill_pipeline.rundir import checked_file, read_json
+from recdistill_pipeline.runconfig import PretrainedConfig
+from recdistill_pipeline.rundir import read_json
 
 FORMAT, VERSION = "recdistill-pretrained", 1
 MANIFEST, CONFIG, MODEL, SEEN = "manifest.json", "config.json", "model.safetensors", "seen.safetensors"
 #: How a teacher's parameters are named inside the module that trains it.
 PREFIX = "teacher."
+_AGAIN = "pre-train again, or restore the file"
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,14 @@ class Pretrained:
 
     Attributes:
         folder: where. snapshot: the dataset's. cutoff: ms UTC; no event at or after it was used.
-        weights: sha256 of the model file.
+        weights: sha256 of the model file. files: ``{name: sha256}`` of all that was written with the manifest.
     """
 
     folder: Path
     snapshot: str
     cutoff: int
     weights: str
+    files: Mapping[str, str]
 
     @classmethod
     def open(cls, folder: Path) -> Pretrained:
@@ -58,22 +65,53 @@ class Pretrained:
                 where=f"pretrained.path: {folder}",
                 fix="make one with 'recdistill teacher pretrain', or name its folder",
             )
-        found = read_json(folder / MANIFEST)
-        if found.get("format") != FORMAT or found.get("version") != VERSION:
+        try:
+            found = read_json(folder / MANIFEST)
+        except IntegrityError as error:
+            raise IntegrityError(error.what, where=str(folder / MANIFEST), fix=_AGAIN) from error
+        if not isinstance(found, dict) or not {"format", "version"} <= set(found):
+            raise IntegrityError(
+                "this is not the manifest of a pre-trained model: it names no format and version",
+                where=str(folder / MANIFEST),
+                fix=_AGAIN,
+            )
+        if found["format"] != FORMAT or found["version"] != VERSION:
             raise UsageError(
-                f"the folder is {found.get('format', 'of no known format')} version {found.get('version')}, "
+                f"the folder is {found['format']} version {found['version']}, "
                 f"and this recdistill reads {FORMAT} version {VERSION}",
                 where=str(folder / MANIFEST),
                 fix="pre-train again with this version",
             )
         try:
-            return cls(folder, str(found["dataset"]), int(found["cutoff"]), str(found["files"][MODEL]))
+            files = {name: str(found["files"][name]) for name in (MODEL, SEEN, CONFIG)}
+            return cls(folder, str(found["dataset"]), int(found["cutoff"]), files[MODEL], files)
         except (KeyError, TypeError, ValueError) as error:
             raise IntegrityError(
                 f"the manifest lacks what a transfer needs: {error!r}",
                 where=str(folder / MANIFEST),
-                fix="pre-train again, or restore the file",
+                fix=_AGAIN,
             ) from error
+
+    def checked(self) -> Pretrained:
+        """Itself, after every file was read once.
+
+        Raises:
+            IntegrityError: if a file is absent or was changed since it was written.
+        """
+        for name, wanted in self.files.items():
+            path = self.folder / name
+            if not path.is_file() or file_sha256(path) != wanted:
+                raise IntegrityError(
+                    "a file of the pre-trained model is absent or was changed since it was written",
+                    where=str(path),
+                    fix=_AGAIN,
+                )
+        return self
+
+    def names(self) -> list[str]:
+        """Names of its parameters."""
+        with safetensors.safe_open(self.folder / MODEL, framework="pt") as file:
+            return list(file.keys())
 
     def parameters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Parameters by name, and ``{table: [rows] bool}`` which of a table's rows pre-training has seen.
@@ -81,22 +119,40 @@ class Pretrained:
         Raises:
             IntegrityError: if a file is absent or was changed since it was written.
         """
-        return load_weights(checked_file(self.folder, MODEL)), load_weights(checked_file(self.folder, SEEN))
+        self.checked()
+        return load_weights(self.folder / MODEL), load_weights(self.folder / SEEN)
 
 
-def require_pretrained(plan: Plan, source: SampleSource, split: Split, steps: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a pre-trained model that this run must not start from, before anything is trained.
+def require_folder(plan: Plan) -> None:
+    """Refuse what is wrong with the folder itself, or finds nothing in it, before a dataset is imported.
+
+    Raises:
+        UsageError: if there is no model, or for a pattern that finds nothing. IntegrityError: if a file is damaged.
+    """
+    config = plan.config.pretrained
+    if config.path:
+        found = Pretrained.open(Path(config.path)).checked()
+        _chosen(config, found.names(), found.folder)
+
+
+def require_pretrained(plan: Plan, source: SampleSource, split: Split, steps: Mapping[str, Mapping[str, Any]]) -> str:
+    """Refuse a pre-trained model that this run must not or cannot start from, before anything is trained.
 
     Args:
         plan, source, split: of the run. steps: manifests of its finished steps.
 
+    Returns:
+        What is taken over and what is not, in a line; empty without pre-training.
+
     Raises:
+        IntegrityError: if a file of the folder is absent or damaged.
         LeakError: if it has seen events that are not earlier than the first training row, or, where labels are leaky
             on purpose, than the first test row.
-        UsageError: if it was made from another dataset, or is another one than that of the run's finished teachers.
+        UsageError: if it was made from another dataset, or is another one than that of the run's finished teachers,
+            or as :func:`take_over`, which a teacher that is thrown away tries out.
     """
     if not plan.config.pretrained.path:
-        return
+        return ""
     found = _opened(plan, source, split)
     for step, manifest in steps.items():
         before = manifest.get("pretrained")
@@ -107,6 +163,19 @@ def require_pretrained(plan: Plan, source: SampleSource, split: Split, steps: Ma
                 f"{found.weights[:16]}",
                 fix="give another --out, or bring the earlier one back",
             )
+    module = build_teacher(plan, source.schema, plan.config.seeds[0])
+    taken = take_over(plan, module, source, split)["pretrained"]["transferred"]
+    own = [name.removeprefix(PREFIX) for name, _ in module.named_parameters() if name.startswith(PREFIX)]
+    return (
+        f"taken over from {found.folder}: {len(taken)} parameters, {_groups(taken)}; not taken over: "
+        f"{_groups(set(found.names()) - set(taken))}; at the teacher's own start: {_groups(set(own) - set(taken))}"
+    )
+
+
+def _groups(names: Iterable[str]) -> str:
+    """``layers (8), tokens``: how many parameters each part of a model has."""
+    counts = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{part} ({count})" for part, count in sorted(counts.items())) or "none"
 
 
 def _opened(plan: Plan, source: SampleSource, split: Split) -> Pretrained:
@@ -148,8 +217,7 @@ def take_over(plan: Plan, module: TeacherModule, source: SampleSource, split: Sp
         return {}
     found = _opened(plan, source, split)  # again: the folder may have been replaced since the run began
     weights, seen = found.parameters()
-    chosen = _found(config.transfer, list(weights), "pretrained.transfer", f"the pre-trained model in {found.folder}")
-    frozen = _found(config.freeze, chosen, "pretrained.freeze", "what is transferred")
+    chosen, frozen = _chosen(config, list(weights), found.folder)
     transferred = {name: _load(module, name, weights[name], seen.get(name)) for name in chosen}
     for name in frozen:
         module.hold(PREFIX + name, seen.get(name))
@@ -169,6 +237,12 @@ def take_over(plan: Plan, module: TeacherModule, source: SampleSource, split: Sp
             "frozen": frozen,
         }
     }
+
+
+def _chosen(config: PretrainedConfig, names: list[str], folder: Path) -> tuple[list[str], list[str]]:
+    """Which of the model's parameters are transferred, and which of these are frozen."""
+    chosen = _found(config.transfer, names, "pretrained.transfer", f"the pre-trained model in {folder}")
+    return chosen, _found(config.freeze, chosen, "pretrained.freeze", "what is transferred")
 
 
 def _found(patterns: Iterable[str], names: list[str], where: str, owner: str) -> list[str]:

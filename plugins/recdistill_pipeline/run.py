@@ -25,7 +25,7 @@ from recdistill_pipeline.external import black_box, label_teacher, read_publishe
 from recdistill_pipeline.fit import fit_fold, fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.plots import draw_all
-from recdistill_pipeline.pretrained import Pretrained, require_pretrained
+from recdistill_pipeline.pretrained import Pretrained, require_folder, require_pretrained
 from recdistill_pipeline.report import summary
 from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here, versions
 from recdistill_pipeline.shared import SharedFolder, dataset_home, raw_settings, store_spec, teacher_settings
@@ -80,9 +80,11 @@ class Run:
 
         ``seeds`` are those of the configuration, unless it names some of them.
         """
-        source, split = self.dataset()
         seeds = self.plan.config.seeds if seeds is None else seeds
         todo = [seed for seed in seeds if not self.directory.done(f"seed-{seed}/teacher")]
+        if todo and self.plan.config.labels.own:
+            require_folder(self.plan)
+        source, split = self.dataset()
         if not self.plan.config.labels.own:
             self._read(source, split, todo)
             return
@@ -94,7 +96,9 @@ class Run:
                 self._ask(teacher, source, split, todo)
             return
         if todo:
-            require_pretrained(self.plan, source, split, self._steps())
+            taken = require_pretrained(self.plan, source, split, self._steps())
+            if taken:
+                self.say(taken)
         for seed in seeds:
             name = f"seed-{seed}/teacher"
             told = f"teacher {self.plan.teacher.name}, seed {seed}: {split.teacher[1] - split.teacher[0]:,} rows"

@@ -9,38 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recdistill_core.errors import ConfigError, Problem, suggest
+from recdistill_core.errors import ConfigError, Problem
 from recdistill_hf.config import HFConfig
+from recdistill_hf.options import ROPE, as_transformers, check_options
 from recdistill_hf.pretrained import start_from
 from recdistill_hstu.attention import Attend
 from recdistill_hstu.bias import Bias
 
 #: The name under which :func:`jagged_attention` is registered with transformers.
 JAGGED = "recdistill_jagged"
-#: Settings of a transformers configuration that ``options`` may give, where the architecture has them. The others are
-#: the teacher's own (sizes, ids), do nothing here, or would let a token see what it must not see.
-OPTIONS = frozenset(
-    {
-        "activation_function",
-        "attention_bias",
-        "embd_pdrop",
-        "head_dim",
-        "hidden_act",
-        "hidden_dropout",
-        "initializer_range",
-        "layer_norm_eps",
-        "layer_norm_epsilon",
-        "mlp_bias",
-        "qk_layernorm",
-        "resid_pdrop",
-        "rms_norm_eps",
-        "rope_parameters",
-        "use_parallel_residual",
-    }
-)
-#: Rotary embeddings that are a function of the position alone. Others (dynamic, longrope) change with the longest
-#: position in the batch, through which one row would reach another.
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def jagged_attention(
@@ -110,13 +87,18 @@ def decoder_config(config: HFConfig) -> Any:
     """The transformers configuration of ``config``.
 
     Raises:
-        ConfigError: for every option that the architecture does not have, or that may not be changed.
+        ConfigError: for every option that the architecture does not have, that may not be changed, or out of its range.
     """
     from transformers import AutoConfig
 
-    kind = type(AutoConfig.for_model(config.architecture))
-    known = {entry.name for entry in dataclasses.fields(kind)}
-    _check_options(config, known)
+    usual = AutoConfig.for_model(config.architecture)
+    known = {entry.name for entry in dataclasses.fields(type(usual))}
+    problems = check_options(config.architecture, config.options, known, getattr(usual, ROPE, None) or {})
+    if config.kv_heads not in (0, config.heads) and "num_key_value_heads" not in known:
+        said = f"{config.architecture} has keys for every head: leave it 0 or {config.heads}"
+        problems.append(Problem("teacher.kv_heads", said))
+    if problems:
+        raise ConfigError(problems)
     sizes = {
         "num_key_value_heads": config.kv_heads or config.heads,
         "head_dim": config.width // config.heads,
@@ -127,9 +109,6 @@ def decoder_config(config: HFConfig) -> Any:
     fixed = {"sliding_window": None, "use_sliding_window": False, "attention_dropout": 0.0, "attn_pdrop": 0.0}
     quiet = dict.fromkeys(("resid_pdrop", "embd_pdrop", "hidden_dropout"), 0.0)
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    options = dict(config.options)
-    if "rope_parameters" in options:
-        options["rope_parameters"] = {"rope_type": "default", **options["rope_parameters"]}
     chosen = {name: value for name, value in {**sizes, **fixed, **quiet}.items() if name in known}
     return AutoConfig.for_model(
         config.architecture,
@@ -142,39 +121,6 @@ def decoder_config(config: HFConfig) -> Any:
             "use_cache": False,
             **ids,
             **chosen,
-            **options,
+            **as_transformers(config.options),
         },
     )
-
-
-def _check_options(config: HFConfig, known: set[str]) -> None:
-    problems = []
-    allowed = sorted(OPTIONS & known)
-    for name in config.options:
-        if name not in allowed:
-            problems.append(
-                Problem(
-                    f"teacher.options.{name}",
-                    f"is no setting of {config.architecture} that may be changed here"
-                    f"{suggest(name, allowed)}; there are {', '.join(allowed)}",
-                )
-            )
-    width = config.options.get("head_dim", 2)
-    if not isinstance(width, int) or width < 2 or width % 2:
-        problems.append(Problem("teacher.options.head_dim", f"must be an even number of at least 2, got {width!r}"))
-    rope = config.options.get("rope_parameters", {})
-    kind = rope.get("rope_type", "default") if isinstance(rope, dict) else rope
-    if kind not in ROPE_TYPES:
-        problems.append(
-            Problem(
-                "teacher.options.rope_parameters",
-                f"rope_type must be one of {', '.join(ROPE_TYPES)}, got {kind!r}: with others the length of one "
-                "history would move the logits of another",
-            )
-        )
-    if config.kv_heads not in (0, config.heads) and "num_key_value_heads" not in known:
-        problems.append(
-            Problem("teacher.kv_heads", f"{config.architecture} has keys for every head: leave it 0 or {config.heads}")
-        )
-    if problems:
-        raise ConfigError(problems)

@@ -95,6 +95,10 @@ def _read(kind: Any, folder: Path, **settings: Any) -> Any:
 
 
 def _same_decoder(ours: Any, theirs: Any, folder: Path) -> None:
+    path = "teacher.pretrained_decoder"
+    if theirs.model_type != ours.model_type:
+        said = f"{folder} holds a {theirs.model_type}, and teacher.architecture is {ours.model_type}"
+        raise ConfigError([Problem(path, said)])
     before, after = ours.to_dict(), theirs.to_dict()
     if (after.get("sliding_window") or 0) > ours.max_position_embeddings:
         after["sliding_window"] = None  # no sequence here is as long as its window
@@ -104,6 +108,4 @@ def _same_decoder(ours: Any, theirs: Any, folder: Path) -> None:
         if before.get(name) != after.get(name)
     ]
     if different:
-        raise ConfigError(
-            [Problem("teacher.pretrained_decoder", f"{folder} holds another decoder: {'; '.join(different)}")]
-        )
+        raise ConfigError([Problem(path, f"{folder} holds another decoder: {'; '.join(different)}")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +23,9 @@ def plain(dataset: Path, folder: Path | None = None, **changes: Any) -> dict[str
         **({"pretrained": {"path": str(folder), **taken}} if folder else {}),
         **changes,
     )
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    """The manifest in a folder."""
+    found: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+    return found

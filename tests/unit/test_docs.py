@@ -34,7 +34,7 @@ from recdistill_core.config import make
 from recdistill_core.registry import installed
 from recdistill_core.shell import plugins_app
 from recdistill_hf.config import ARCHITECTURES, HFConfig
-from recdistill_hf.decoder import OPTIONS
+from recdistill_hf.options import OPTIONS
 from recdistill_lightning import TrainerConfig
 from recdistill_parquet.dataset_writer import write_dataset
 from recdistill_pipeline.runconfig import (

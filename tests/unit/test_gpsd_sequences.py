@@ -73,3 +73,16 @@ def test_what_has_no_sequences_is_refused() -> None:
         read_sequences(chains(), START, 1)
     with pytest.raises(DataError, match=r"the time of an event goes backwards\n  where: user 1: \d+ after \d+ ms"):
         read_sequences(Source([[1, 2], [1, 2, 3]], [[0, 1], [0, 2, 1]]), None, 0)
+
+
+def test_the_counts_in_words_add_up() -> None:
+    source = Source([list(range(1, 6)), [1, 2, 3], [1, 2], [1], []])
+    assert read_sequences(source, None, 1).in_words() == (
+        "11 events of 4 users before the cutoff; 4 held out; 1 left alone, which tell nothing; 6 of 2 users trained on"
+    )
+    assert read_sequences(source, START + 4 * MINUTE, 0).in_words() == (
+        "10 events of 4 users before the cutoff; 0 held out; 1 left alone, which tell nothing; 9 of 3 users trained on"
+    )
+    assert read_sequences(Source([[1, 2, 3]]), None, 1).in_words() == (
+        "3 events of 1 users before the cutoff; 1 held out; 2 of 1 users trained on"
+    )

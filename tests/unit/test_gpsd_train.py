@@ -12,7 +12,7 @@ from gpsd_cases import ITEMS, MINUTE, SCHEMA, START, TEACHER, Source, chains, sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recdistill_core.errors import DataError
+from recdistill_core.errors import DataError, UsageError
 from recdistill_gpsd import leave_one_out
 from recdistill_gpsd.config import PretrainConfig
 from recdistill_gpsd.leave_one_out import rank_held_out
@@ -89,14 +89,16 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(kind: dict[str, Any], tmp_p
     torch.manual_seed(99)  # whatever another process starts from
     model = NextEvent(TEACHER, config, SCHEMA)
     sizes = {name: int(model.tokens.event_rows[1, at]) for at, name in enumerate(model.tokens.fields)}
-    heard = set[str]()
-    again = train(model, sequences, sequences.occurrences(sizes), lambda what, done, of: heard.add(what), progress)
+    heard, said = set[str](), list[str]()
+    occurrences = sequences.occurrences(sizes)
+    again = train(model, sequences, occurrences, lambda what, done, of: heard.add(what), progress, said.append)
+    assert said == ["going on after epoch 2 of 4"]
     assert heard == {"epoch 3 of 4", "epoch 4 of 4"}
     assert bits(model) == bits(whole)
     assert again == epochs
 
 
-def test_what_is_no_progress_of_this_job_is_not_taken_up(tmp_path: Path) -> None:
+def test_progress_of_another_job_or_a_damaged_file_is_not_taken_up(tmp_path: Path) -> None:
     config = small(epochs=3)
     path = tmp_path / "progress"
     interrupted(Progress(path, "another job"), config, after=1)
@@ -104,7 +106,17 @@ def test_what_is_no_progress_of_this_job_is_not_taken_up(tmp_path: Path) -> None
     fresh = NextEvent(TEACHER, config, SCHEMA)
     optimiser = torch.optim.AdamW(fresh.parameters())
     before = bits(fresh)
-    for content in (path.read_bytes(), b"damaged", b""):
+    theirs = path.read_bytes()
+    with pytest.raises(UsageError) as caught:
+        Progress(path, "job").restore(fresh, optimiser, torch.Generator())
+    assert str(caught.value).splitlines() == [
+        "an interrupted pre-training with other settings, data, threads or code has left its progress here, after "
+        "epoch 1",
+        f"  where: {path}",
+        "  to do: give its own command to go on with it; or delete it, or give another --out",
+    ]
+    assert path.read_bytes() == theirs
+    for content in (b"damaged", b""):
         path.write_bytes(content)
         assert Progress(path, "job").restore(fresh, optimiser, torch.Generator()) == []
     Progress(path, "job").forget()

@@ -171,7 +171,11 @@ def test_an_option_reaches_the_decoder_and_one_that_may_not_is_refused() -> None
     ("options", "expected"),
     [
         ({"head_dim": 3}, "teacher.options.head_dim: must be an even number of at least 2, got 3"),
-        ({"hidden_act": "sulu"}, "teacher.options: transformers refuses the settings: 'sulu'"),
+        (
+            {"attention_bias": 2},
+            "teacher.options: transformers refuses the settings: Validation error for field 'attention_bias': "
+            "TypeError: Field 'attention_bias' expected bool, got int (value: 2)",
+        ),
         (
             {"rope_parameters": {"rope_type": "yarn"}},
             'teacher.options: transformers refuses the settings: "Missing required keys in `rope_parameters` for '
@@ -339,6 +343,11 @@ def test_another_decoder_or_a_broken_folder_is_refused(tmp_path: Path) -> None:
     assert caught.value.problems == (
         f"teacher.pretrained_decoder: {folder} holds another decoder: num_hidden_layers is 2 there and 3 here; "
         "rms_norm_eps is 1e-06 there and 1e-05 here",
+    )
+    with pytest.raises(ConfigError) as caught:
+        start(architecture="mistral", layers=3)
+    assert caught.value.problems == (
+        f"teacher.pretrained_decoder: {folder} holds a llama, and teacher.architecture is mistral",
     )
     weights = folder / "model.safetensors"
     whole = load_file(weights)
