@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Settings that no trained model depends on, or that tell where a run lies.
-ELSEWHERE = ("name", "dataset", "store", "exporters", "evaluation", "threads", "students", "pretrain", "seeds")
+ELSEWHERE = ("name", "shared", "dataset", "store", "exporters", "evaluation", "threads")
+#: Settings that are told in another way than by their difference.
+TOLD = ("students", "pretrain", "seeds")
 LONGEST_NAME = 60
 Settings = Mapping[str, Any]
 
@@ -18,7 +20,7 @@ def settings_of(config: Mapping[str, Any], student: int) -> dict[str, Any]:
     Args:
         config: as ``config.yaml`` holds it, with every default. student: place of the student in it.
     """
-    kept = {key: value for key, value in config.items() if key not in ELSEWHERE}
+    kept = {key: value for key, value in config.items() if key not in (*ELSEWHERE, *TOLD)}
     return _flat({**kept, "student": config["students"][student]}, "")
 
 

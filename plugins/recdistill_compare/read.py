@@ -16,7 +16,9 @@ from recdistill_core.config import load_yaml, make
 from recdistill_core.errors import DataError, IntegrityError, UsageError
 from recdistill_core.interfaces import SampleSource
 from recdistill_core.registry import installed
+from recdistill_pipeline.plan import make_plan
 from recdistill_pipeline.rundir import config_of, read_json
+from recdistill_pipeline.shared import dataset_home
 from recdistill_pipeline.statistics_bootstrap import SIDES
 
 Floats = NDArray[np.float64]
@@ -145,6 +147,13 @@ def _sizes(result: Mapping[str, Any], label: str) -> dict[str, float | None]:
     }
 
 
+def _home(path: Path, config: Mapping[str, Any]) -> Path:
+    """Where a run's dataset is; that of a sweep is shared."""
+    if config.get("shared"):
+        return dataset_home(make_plan(config, installed()), path)
+    return Path(config["dataset"]["path"] or path / "dataset")
+
+
 def _outcomes(
     paths: Sequence[Path],
     configs: Sequence[Mapping[str, Any]],
@@ -153,7 +162,7 @@ def _outcomes(
     example_id: NDArray[np.int64],
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Labels and users of the test examples, from the first of the runs' datasets that is still there."""
-    homes = [Path(config["dataset"]["path"] or path / "dataset") for path, config in zip(paths, configs, strict=True)]
+    homes = [_home(path, config) for path, config in zip(paths, configs, strict=True)]
     for home, config in zip(homes, configs, strict=True):
         if (home / "manifest.json").exists():
             spec = {**config["dataset"]["source"], "path": str(home)}

@@ -81,7 +81,7 @@ def summary(answer: Mapping[str, Any]) -> str:
     lines = [
         "# Comparison",
         "",
-        f"Task `{answer['task']}`, {len(answer['seeds'])} seeds, {answer['test_rows']:,} test rows of "
+        f"Task `{answer['task']}`, seeds {', '.join(map(str, answer['seeds']))}, {answer['test_rows']:,} test rows of "
         f"{answer['test_users']:,} users. Intervals: {answer['confidence']:.0%}, paired bootstrap over users and "
         f"seeds, {answer['resamples']:,} resamples.",
         "",

@@ -43,6 +43,12 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, str]:
     return home / "out", answer((ended.returncode, ended.stdout, ended.stderr)), ended.stderr
 
 
+def test_the_runs_of_a_sweep_can_be_compared(done: tuple[Path, Any, str], recdistill: Verb) -> None:
+    folders = sorted((done[0] / "runs").iterdir())
+    found = answer(recdistill("compare", *folders, "--metric", "auc", "--resamples", 100, "--json"))
+    assert len(found["rows"]) >= len(folders) > 1
+
+
 def test_every_run_is_a_run_directory_equal_to_one_made_by_hand(
     done: tuple[Path, Any, str], recdistill: Verb, tmp_path: Path
 ) -> None:
