@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint docs bench bench-store bench-teacher clean versions
+.PHONY: help demo test lint docs bench bench-store bench-teacher bench-eta clean versions
 
 help:
 	@echo 'make demo      teacher, labels, student and report on simulated clicks, in a few minutes on a CPU'
@@ -16,6 +16,7 @@ help:
 	@echo 'make bench     the benchmarks, with this machine beside the numbers'
 	@echo 'make bench-store  the label store alone: against files, arrays, DuckDB and LMDB'
 	@echo 'make bench-teacher  the HSTU teacher and its attention alone; a GPU is measured where there is one'
+	@echo 'make bench-eta  ways to transfer on KuaiRand: two sweeps and their comparison, an hour or two on 2 cores'
 	@echo 'make versions  what is installed in $(VENV)'
 	@echo 'make clean     remove $(VENV), caches and build outputs; runs/ stays'
 	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)'
@@ -50,6 +51,12 @@ bench-teacher: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench_attention.py
 	$(BIN)/python benchmarks/bench_means.py
 	$(BIN)/python benchmarks/bench_scoring.py
+
+bench-eta: $(VENV)/.bench
+	$(BIN)/recdistill sweep benchmarks/eta/tune.yaml --out runs/eta/tune --workers 2
+	$(BIN)/recdistill sweep benchmarks/eta/strategies.yaml --out runs/eta/strategies --workers 2
+	$(BIN)/recdistill compare runs/eta/strategies/runs/* --metric auc --metric gauc --metric ne \
+	  --plot runs/eta/plots --out runs/eta/strategies.md
 
 versions: $(VENV)/.test
 	@$(BIN)/python --version
