@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recdistill_core.batch import TeacherSignal
 from recdistill_core.component import BuildContext
-from recdistill_core.errors import DataError
+from recdistill_core.errors import DataError, UsageError
 from recdistill_core.interfaces import LogitStore, SampleSource, Teacher, TrainableTeacher
 from recdistill_core.label_choice import choose_labels
 from recdistill_core.labels import PinnedStore
@@ -33,9 +33,21 @@ from recdistill_pipeline.student_labels import (
 
 
 def black_box(plan: Plan, source: SampleSource) -> Teacher | None:
-    """The configured teacher where it cannot be trained; None for one that recdistill trains."""
+    """The configured teacher where it cannot be trained; None for one that recdistill trains.
+
+    Raises:
+        UsageError: if it is to score candidates, which is done in training.
+    """
     teacher: Teacher = plan.teacher.build(BuildContext(source.schema, plan.config.all_tasks(), source))
-    return None if isinstance(teacher, TrainableTeacher) else teacher
+    if isinstance(teacher, TrainableTeacher):
+        return None
+    if plan.config.candidates.per_row:
+        raise UsageError(
+            f"teacher {plan.teacher.name!r} is not trained here, and candidates are scored in training",
+            where="candidates.per_row",
+            fix="set candidates.per_row to 0, or use a teacher that the run trains",
+        )
+    return teacher
 
 
 def without_effect(plan: Plan) -> list[str]:

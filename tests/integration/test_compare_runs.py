@@ -132,7 +132,12 @@ def test_the_verb_prints_writes_and_draws(recdistill: Verb, runs: tuple[Path, Pa
     for path in found["plots"]:
         assert Path(path).read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "new/page.md").read_text()
-    for part in ("# Comparison", "| alpha=4, student=mlp |", "| `strategy.alpha` | 0.5 | 0.5 | 4.0 | 4.0 |", "seeds 1, 2, 3"):
+    for part in (
+        "# Comparison",
+        "| alpha=4, student=mlp |",
+        "| `strategy.alpha` | 0.5 | 0.5 | 4.0 | 4.0 |",
+        "seeds 1, 2, 3",
+    ):
         assert part in page
     code, shown, _ = recdistill(*words)
     assert code == 0

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from pipeline_cases import CONFIG, command, config, environment, run_of, write_config
 
-from recdistill_core.errors import DataError
+from recdistill_core.errors import DataError, UsageError
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
 
@@ -47,6 +47,15 @@ def write_truth(feed: ParquetSource, path: Path, rows: slice = slice(None)) -> s
 def teacher_facts(out: Path, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / f"seed-{seed}/teacher/manifest.json").read_text())
     return found
+
+
+def test_a_teacher_that_is_not_trained_here_scores_no_candidates(
+    feed: ParquetSource, feed_path: Path, tmp_path: Path
+) -> None:
+    teacher = {"name": "scores_file", "path": write_truth(feed, tmp_path / "scores.parquet"), "scale": "probability"}
+    plain = config(feed_path, **QUICK, teacher=teacher, candidates={"per_row": 2})
+    with pytest.raises(UsageError, match="teacher 'scores_file' is not trained here, and candidates are scored in"):
+        run_of(tmp_path / "out", plain).all()
 
 
 def test_true_probabilities_in_a_file_are_a_teacher_with_a_gain(
