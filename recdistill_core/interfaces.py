@@ -22,6 +22,7 @@ from recdistill_core.labels import CaptureMode as CaptureMode
 from recdistill_core.labels import LabelVersion as LabelVersion
 from recdistill_core.labels import LabelWriter as LabelWriter
 from recdistill_core.labels import LogitStore as LogitStore
+from recdistill_core.modes import evaluation
 from recdistill_core.sampler import Candidates as Candidates
 from recdistill_core.sampler import Sampler as Sampler
 from recdistill_core.schema import Schema
@@ -65,13 +66,8 @@ class TrainableTeacher(nn.Module):
 
     def score(self, batch: Batch) -> Scores:
         """See :meth:`Teacher.score`."""
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                return self.training_scores(batch)
-        finally:
-            self.train(was_training)
+        with evaluation(self):
+            return self.training_scores(batch)
 
     def describe(self) -> Mapping[str, Any]:
         """Facts for the run manifest, such as the attention backend in use."""

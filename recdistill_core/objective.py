@@ -144,6 +144,8 @@ class _Parts:
 
     def label(self) -> tuple[Tensor, Tensor]:
         observed = self.batch.observed[self.task]
+        if self.batch.share is not None and self.batch.share.idle:  # its rows are another process's
+            observed = torch.zeros_like(observed)
         return torch.where(observed, self.batch.labels[self.task], 0.0), observed
 
 

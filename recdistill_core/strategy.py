@@ -92,7 +92,7 @@ def scale_gradient(values: Tensor, factor: float) -> Tensor:
 class Ramp(nn.Module):
     """A value that goes from ``start`` to ``ramp.to`` and stays there; a constant without ``ramp``.
 
-    ``StudentModule`` calls :meth:`advance` after every batch it has trained on. How far it has come is a buffer, so
+    ``StudentModule`` calls :meth:`advance` in every training step. How far it has come is a buffer, so
     that a restored checkpoint goes on where it was.
 
     Args:

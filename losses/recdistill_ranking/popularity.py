@@ -41,6 +41,7 @@ class UnKD(RankingLoss):
     def __init__(self, num_items: int, groups: int = 4, decay: float = 20.0) -> None:
         super().__init__()
         self.groups, self.decay = groups, decay
+        self._counted_last: Tensor | None = None
         self.register_buffer("seen", torch.zeros(num_items, dtype=torch.long))
         self.register_buffer("group", torch.zeros(num_items, dtype=torch.long))
         self.register_buffer("counted", torch.zeros((), dtype=torch.long))
@@ -48,8 +49,11 @@ class UnKD(RankingLoss):
     def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
         """See :meth:`recdistill_ranking.base.RankingLoss.forward`; in training mode the batch is counted afterwards."""
         values = super().forward(student_logit, teacher_logit, batch, weight)
-        if self.training:
-            self._count(batch.item_id)
+        if self.training and batch.example_id is not self._counted_last:  # two heads see one batch
+            self._counted_last = batch.example_id
+            # what was not shown has no outcome, and counts for nothing
+            shown = list(batch.observed.values())
+            self._count(batch.item_id[torch.stack(shown).any(0)] if shown else batch.item_id)
         return values
 
     def distance(self, student: Tensor, teacher: Tensor, requests: Requests, batch: Batch) -> Tensor:

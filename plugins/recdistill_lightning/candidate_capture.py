@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from recdistill_core.batch import Batch
@@ -45,11 +47,17 @@ class CandidateCapture:
                 version, tasks=list(tasks), mode=CaptureMode.PREQUENTIAL, view=view, facts=facts
             )
 
-    def score(self, module: TeacherModule, batch: Batch) -> None:
-        """Score a batch's candidates with the weights as they are, in evaluation mode and without gradient."""
+    def score(self, module: TeacherModule, batch: Batch, around: AbstractContextManager[None]) -> None:
+        """Score a batch's candidates with the weights as they are, in evaluation mode and without gradient.
+
+        ``around`` is entered meanwhile: the precision of training.
+        """
         self._scored = None
         if self._writer is not None and batch.candidates is not None:
-            logits = module.scores(batch.candidates).logits
+            device = batch.event_time.device
+            # whatever a teacher draws in evaluation must not move what its training draws
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), around:
+                logits = module.scores(batch.candidates).logits
             ids = batch.candidates.example_id.cpu()
             self._scored = ids, {task: logits[task].float().cpu() for task in module.objectives}
 

@@ -42,6 +42,8 @@ class CandidateDraw:
     def __post_init__(self) -> None:
         if self.per_row < 1:
             raise ValueError(f"per_row must be >= 1, got {self.per_row}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
         if self.by not in DRAWS:
             raise ValueError(f"by must be one of {', '.join(DRAWS)}, got {self.by!r}")
 
@@ -96,7 +98,7 @@ class Candidates:
     def drawn(self, rows: Ints) -> tuple[Ints, Ints]:
         """``(donor [N, K], id [N, K])`` of the row positions ``rows [N]``; donor -1 where no item was found."""
         count = self.draw.per_row
-        salt = _mix(np.uint64(self.draw.seed) + np.arange(count, dtype=np.uint64))
+        salt = _mix(_mix(np.uint64(self.draw.seed)) + np.arange(count, dtype=np.uint64))
         key = _mix(self._ids[rows].astype(np.uint64)[:, None] ^ salt)
         ids = (_mix(key) >> np.uint64(1)).astype(np.int64)
         donor = np.full((rows.size, count), -1, np.int64)
@@ -157,15 +159,26 @@ class CandidateLabels:
     Args:
         candidates: which ones. store: where their labels are. version: of the labels.
         rows: ``(first, last + 1)`` row positions that will be asked for.
+        keep: ``[rows of the dataset]`` bool: beside which rows candidates keep their labels; None: all.
 
     Raises:
         DataError: if the store lacks the version, or it labels none of them.
     """
 
-    def __init__(self, candidates: Candidates, store: LogitStore, version: str, rows: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        candidates: Candidates,
+        store: LogitStore,
+        version: str,
+        rows: tuple[int, int],
+        keep: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.candidates, self.first = candidates, rows[0]
         _, ids = candidates.drawn(np.arange(*rows, dtype=np.int64))
         self.signal = store.read(version, ids.ravel())
+        if keep is not None:
+            kept = torch.from_numpy(np.repeat(keep[slice(*rows)], candidates.draw.per_row))
+            self.signal = replace(self.signal, valid={task: seen & kept for task, seen in self.signal.valid.items()})
         if not any(bool(valid.any()) for valid in self.signal.valid.values()):
             raise DataError(
                 f"version {version!r} has no label of any candidate of these rows",

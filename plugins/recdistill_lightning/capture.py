@@ -116,13 +116,14 @@ class LogitCapture(L.Callback):
         """Note how many updates and forward passes precede this batch."""
         self._updates, self._forwards = trainer.global_step, _forwards(pl_module)
         if self._updates >= self.warmup_steps and self._first_sight(trainer) and isinstance(pl_module, TeacherModule):
-            self.candidates.score(pl_module, batch)
+            self.candidates.score(pl_module, batch, trainer.precision_plugin.forward_context())
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Keep the logits that this step's forward pass gave."""
-        self.candidates.keep(self._updates)
+        with told_what_to_do(self.version, self._again):
+            self.candidates.keep(self._updates)
         if not self._capturing or self._updates < self.warmup_steps or not self._first_sight(trainer):
             return
         # the ids of all processes, so that all of them refuse, and none is left waiting for the others

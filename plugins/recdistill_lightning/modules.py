@@ -57,7 +57,7 @@ class Optimisation:
             kept: names of parameters of which some rows must stay as they are; they do not decay.
 
         Parameters of a head strategy that has a learning rate of its own are trained at that one, warmed up and decayed
-        alike; Adam keeps its moments by parameter, so this is the step of two optimisers.
+        alike, without weight decay; Adam keeps its moments by parameter, so this is the step of two optimisers.
         """
         own = {
             id(part): strategy.learning_rate
@@ -68,7 +68,7 @@ class Optimisation:
         groups: dict[Any, dict[str, Any]] = {(): {"params": []}}
         for name, part in module.named_parameters():
             if part.requires_grad:
-                settings: dict[str, Any] = {"lr": own[id(part)]} if id(part) in own else {}
+                settings: dict[str, Any] = {"lr": own[id(part)], "weight_decay": 0.0} if id(part) in own else {}
                 if name in kept:
                     settings["weight_decay"] = 0.0
                 groups.setdefault(tuple(settings.items()), {"params": [], **settings})["params"].append(part)
@@ -324,13 +324,25 @@ class StudentModule(_Module):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Scalar loss of all tasks and heads; a candidate's soft loss counts ``candidate_weight`` times a row's."""
         loss = self._reduced(batch, self._terms(batch))
-        if batch.candidates is None:
-            return loss
-        found = self._terms(batch.candidates)
+        if batch.candidates is not None:
+            loss = loss + self._of_candidates(batch, batch.candidates)
+        for part in self.objectives.modules():  # here, for a checkpoint of this step is written before later hooks
+            if isinstance(part, Ramp):
+                part.advance()
+        return loss
+
+    def _of_candidates(self, batch: Batch, candidates: Batch) -> Tensor:
+        """Their part of the loss. Raises DataError where they have no labels."""
+        if candidates.teacher is None:
+            raise DataError(
+                "the candidates beside the rows have no teacher labels",
+                where="DistillationDataModule(candidates=...)",
+                fix="give a student CandidateLabels(candidates, store, version, rows); bare ones are for a teacher",
+            )
+        found = self._terms(candidates)
         # hard terms are 0 without an observed label
         named = {task: {f"candidates/{name}": term for name, term in terms.items()} for task, terms in found.items()}
-        weight = self.candidate_weight * len(batch.candidates) / len(batch)
-        return loss + weight * self._reduced(batch.candidates, named)
+        return self.candidate_weight * len(candidates) / len(batch) * self._reduced(candidates, named)
 
     def _terms(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """``{task: {term: [N]}}`` of a batch."""
@@ -350,12 +362,6 @@ class StudentModule(_Module):
                 logits[name] = answers[name, id(fed)][1][task]
             terms[task] = objective.terms(logits, batch)
         return terms
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Schedules of strategies and losses go one batch on."""
-        for part in self.objectives.modules():
-            if isinstance(part, Ramp):
-                part.advance()
 
     def serving_module(self) -> ServingModule:
         """Backbone and main tower alone."""

@@ -29,7 +29,7 @@ from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.pretrained import take_over
 from recdistill_pipeline.runconfig import TrainingConfig
 from recdistill_pipeline.scoring import rows_by_user
-from recdistill_pipeline.student_labels import as_it_was, label_facts, student_labels
+from recdistill_pipeline.student_labels import as_it_was, chosen_rows, label_facts, student_labels
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,8 @@ def fit_student(
         drawn = candidates_of(plan, source, seed)
         if drawn is not None:
             version = teacher["candidates"]["version"]
-            beside = CandidateLabels(drawn, as_it_was(store, facts["labels"]), version, split.student)
+            there, keep = as_it_was(store, facts["labels"]), chosen_rows(plan, source)
+            beside = CandidateLabels(drawn, there, version, split.student, keep)
             facts["candidates"] = {"version": version, **drawn.describe(), "labels": beside.count(split.student)}
     data = training_data(module, source, config, split.student, split.stream, seed, signal, candidates=beside)
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))

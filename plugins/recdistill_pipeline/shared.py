@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from recdistill_core.files import whole_or_absent
 from recdistill_core.fingerprint import digest, file_sha256
 from recdistill_pipeline.plan import Plan
-from recdistill_pipeline.rundir import RunDirectory, checked_file, read_json
+from recdistill_pipeline.rundir import RunDirectory, checked_file, read_json, versions
 
 #: Settings that no trained model depends on. Whatever is not named here or below counts.
 NEITHER = ("name", "shared", "seeds", "labels", "evaluation", "exporters", "pretrain", "store")
@@ -39,7 +39,7 @@ def dataset_home(plan: Plan, run: Path) -> Path:
     if config.dataset.path:
         return Path(config.dataset.path)
     if config.shared and plan.importer is not None:
-        return Path(config.shared) / "datasets" / digest([plan.importer.pinned(), _code(plan, "importer")])
+        return Path(config.shared) / "datasets" / digest([plan.importer.pinned(), _code(plan, "importer"), _ours()])
     return run / "dataset"
 
 
@@ -62,7 +62,8 @@ def teacher_settings(plan: Plan) -> dict[str, Any]:
     kept["candidates"] = {key: value for key, value in plain["candidates"].items() if key != "weight"}
     if plan.config.capture.mode == "out_of_fold":  # copies score in batches of this size
         kept["batch_size"] = plan.config.evaluation.batch_size
-    return {**kept, "store": plain["store"], "code": _code(plan, "importer", "teacher", "debiaser", "trainer")}
+    code = _code(plan, "importer", "teacher", "debiaser", "trainer")
+    return {**kept, "store": plain["store"], "code": code, "versions": _ours()}
 
 
 def raw_settings(plan: Plan, label: str) -> dict[str, Any]:
@@ -71,7 +72,13 @@ def raw_settings(plan: Plan, label: str) -> dict[str, Any]:
     kept = {key: value for key, value in plain.items() if key not in (*NEITHER, *OF_TEACHERS, "strategy", "loss")}
     kept["split"] = {key: value for key, value in plain["split"].items() if key != "test_until"}
     student = {"label": label, **plan.students[label].pinned()}
-    return {**kept, "students": student, "code": _code(plan, "importer", "student", "debiaser", "trainer")}
+    code = _code(plan, "importer", "student", "debiaser", "trainer")
+    return {**kept, "students": student, "code": code, "versions": _ours()}
+
+
+def _ours() -> dict[str, str]:
+    """Versions that results depend on, of what recdistill itself brings: an upgrade makes everything anew."""
+    return {name: version for name, version in versions().items() if name in ("recdistill", "torch")}
 
 
 def _code(plan: Plan, *kinds: str) -> dict[str, str]:

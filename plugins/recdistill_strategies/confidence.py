@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recdistill_core.ranks import sum_over_ranks
+
 BINS = 40
 #: Logits at which the outer bins begin.
 ENDS = 8.0
@@ -50,9 +52,10 @@ class RunningCalibration(nn.Module):
         weight = (torch.minimum(said, found) / torch.maximum(said, found)).to(teacher.dtype)
         if self.training and torch.is_grad_enabled():
             known = (valid & observed).double()
-            self.rows.index_add_(0, place, known)
-            self.positives.index_add_(0, place, known * label.double())
-            self.expected.index_add_(0, place, known * p)
+            found = torch.stack([known, known * label.double(), known * p])
+            counts = sum_over_ranks(torch.zeros_like(found[:, :1]).repeat(1, BINS).index_add_(1, place, found))
+            for total, count in zip((self.rows, self.positives, self.expected), counts, strict=True):
+                total += count
         return weight
 
 

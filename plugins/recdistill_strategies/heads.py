@@ -25,11 +25,13 @@ class Soft(HeadStrategy):
 
         Args:
             logit: ``[N]``. parts: of the batch. target: ``[N]`` what to learn in place of the teacher's logits.
-            some: ``[N]`` bool, the rows that count; None: all of them.
+            some: ``[N]`` bool, the rows that count; with a ``target``, the confidence is in that. None: all of them.
         """
         weight = None if some is None else some.to(logit.dtype)
         if self.confidence is not None:
-            trust = self.confidence(*parts.teacher(), *parts.label())
+            teacher, valid = parts.teacher()
+            judged = (teacher, valid) if some is None or target is None else (target.detach(), some)
+            trust = self.confidence(*judged, *parts.label())
             weight = trust if weight is None else weight * trust
         return self.alpha.value() * parts.soft(logit, target=target, weight=weight)
 

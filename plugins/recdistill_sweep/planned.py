@@ -54,10 +54,12 @@ def plan_all(base: Mapping[str, Any], arms: Sequence[Arm], out: Path, registry: 
     """
     found, faults, others = list[Planned](), list[tuple[str, Problem]](), list[tuple[str, Problem]]()
     seen: dict[str, str] = {}
-    shared = {"shared": str((out / SHARED).resolve())}
+    home = str((out / SHARED).resolve())
     for arm in arms:
         try:
-            plan = make_plan({**shared, **with_overrides(base, arm.overrides), "name": arm.name}, registry)
+            plain = with_overrides(base, arm.overrides)
+            # the configuration of a run that shares nothing says so, which is no wish of the sweep's
+            plan = make_plan({**plain, "shared": plain.get("shared") or home, "name": arm.name}, registry)
         except ConfigError as error:
             faults += [(arm.name, problem) for problem in error.problems]
             continue

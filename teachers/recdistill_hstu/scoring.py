@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from recdistill_core.batch import Batch
@@ -21,18 +20,6 @@ from recdistill_hstu.steps import truncation
 if TYPE_CHECKING:
     from recdistill_hstu.layer import HSTULayer
     from recdistill_hstu.teacher import HSTUTeacher
-
-
-@contextmanager
-def evaluation(module: nn.Module) -> Iterator[None]:
-    """``module`` in eval mode and without gradient, and then in the mode that it was in."""
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(was_training)
 
 
 def stacks(teacher: HSTUTeacher, backend: str) -> tuple[Stack, Stack]:

@@ -16,6 +16,7 @@ from recdistill_core.batch import Batch, Scores
 from recdistill_core.errors import ConfigError, DataError, Problem, UsageError
 from recdistill_core.fingerprint import module_fingerprint
 from recdistill_core.interfaces import HistoryWindow, TrainableTeacher
+from recdistill_core.modes import evaluation
 from recdistill_core.schema import Schema
 from recdistill_hstu.attention import Attend, check_config, choose_backend, logger, prepare
 from recdistill_hstu.cache import Encoded, EncodedHistories, weights_of
@@ -24,7 +25,7 @@ from recdistill_hstu.events import require_events
 from recdistill_hstu.head import ScoringHead
 from recdistill_hstu.layer import HSTULayer
 from recdistill_hstu.layout import Layout, Span
-from recdistill_hstu.scoring import evaluation, extended, require_later, score_part
+from recdistill_hstu.scoring import extended, require_later, score_part
 from recdistill_hstu.steps import plan_steps
 from recdistill_hstu.stochastic import stochastic_length
 from recdistill_hstu.tokens import TokenEmbedding

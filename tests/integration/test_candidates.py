@@ -59,6 +59,7 @@ def test_what_stands_beside_a_row_depends_on_the_row_alone(candidates: Candidate
     assert ids.min() >= 0
     assert not np.isin(ids, feed.column("example_id")).any()
     other = Candidates(feed, CandidateDraw(4, candidates.draw.by, seed=2))
+    assert not np.isin(other.drawn(ROWS)[1], ids).any()
     assert (other.drawn(ROWS)[0] != donor).mean() > 0.5
     # more candidates are these and others
     assert np.array_equal(Candidates(feed, CandidateDraw(6, candidates.draw.by, seed=1)).drawn(ROWS)[1][:, :4], ids)
@@ -114,6 +115,7 @@ def test_a_dataset_that_does_not_tell_the_items_numbers_is_refused(feed: Parquet
     [
         ({"per_row": 0}, "per_row must be >= 1, got 0"),
         ({"by": "luck"}, "by must be one of popularity, uniform, got 'luck'"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
     ],
 )
 def test_draws_that_mean_nothing(values: dict[str, Any], message: str) -> None:
@@ -201,6 +203,15 @@ def test_candidates_need_one_process(feed: ParquetSource, monkeypatch: pytest.Mo
         data.train_dataloader()
 
 
+def test_candidates_beside_rows_that_keep_no_label_have_none(feed: ParquetSource, tmp_path: Path) -> None:
+    callback = captured(feed, tmp_path, CandidateDraw(2))
+    assert callback.candidates.committed is not None
+    drawn, store, keep = Candidates(feed, CandidateDraw(2)), ParquetLogitStore(tmp_path), np.arange(3000) < 900
+    labels = [CandidateLabels(drawn, store, callback.candidates.committed.version, (0, 1500), k) for k in (None, keep)]
+    assert labels[1].count((0, 1500)) == labels[1].count((0, 900)) == labels[0].count((0, 900))
+    assert labels[1].count((900, 1500)) == 0 < labels[0].count((900, 1500))
+
+
 def test_labels_of_other_candidates_are_none(feed: ParquetSource, tmp_path: Path) -> None:
     callback = captured(feed, tmp_path, CandidateDraw(2))
     assert callback.candidates.committed is not None
@@ -259,6 +270,9 @@ def test_the_soft_loss_of_a_candidate_counts_as_one_of_a_row(feed: ParquetSource
     batch = data.train_dataloader().dataset[np.arange(700, 764)]
     assert batch.candidates is not None
     assert batch.candidates.teacher.valid["click"].all()
+    bare = replace(batch, candidates=replace(batch.candidates, teacher=None))
+    with pytest.raises(DataError, match="the candidates beside the rows have no teacher labels"):
+        module.training_step(bare, 0)
     whole = module.training_step(batch, 0)
     alone = module.training_step(replace(batch, candidates=None), 0)
     soft = module.training_step(batch.candidates, 0) * len(batch.candidates)

@@ -1,4 +1,4 @@
-"""Every head strategy by name, from the configuration to eta; and that a schedule survives a checkpoint."""
+"""Every head strategy by name, from the configuration to eta; and a schedule that goes on from a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline_cases import config, run_of
+from lightning.pytorch.callbacks import ModelCheckpoint
+from pipeline_cases import STUDENT, config, data_module, fit, run_of
 from safetensors.torch import load_file
+
+from recdistill_core import BuildContext, TeacherSignal, installed, make
+from recdistill_core.objective import Objective
+from recdistill_lightning import ReadOrder, StudentModule
+from recdistill_parquet.dataset import ParquetSource
 
 RAMP = {"to": 0.5, "steps": 4, "shape": "cosine"}
 TERMS = {
@@ -38,3 +44,27 @@ def test_a_run_with_each_strategy(name: str, feed_path: Path, tmp_path: Path) ->
     raw, served = (load_file(step.with_name(f"mlp-{kind}") / "serving.safetensors") for kind in ("raw", "distilled"))
     assert raw.keys() == served.keys()  # nothing of the strategy is served
     assert not all(torch.equal(raw[part], served[part]) for part in raw)
+
+
+def test_a_ramp_goes_on_from_a_checkpoint_in_the_midst_of_an_epoch(feed: ParquetSource, tmp_path: Path) -> None:
+    def module() -> StudentModule:
+        torch.manual_seed(3)
+        ramp = {"name": "rec_distill", "ramp": {"to": 0.0, "steps": 20}}
+        parts = [make(installed(), "strategy", ramp), make(installed(), "loss", "soft_ce")]
+        student = make(installed(), "student", {"name": "mlp", **STUDENT}, BuildContext(feed.schema, ("click",)))
+        return StudentModule(student, {"click": Objective("click", *parts)})
+
+    ids = feed.column("example_id")
+    logit = torch.from_numpy(ids.copy()).float() / 3000
+    labels = TeacherSignal({"click": logit}, {"click": torch.ones(len(ids), dtype=torch.bool)}, "v")
+    whole, again = module(), module()
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    settings = {"rows": 1500, "labels": labels, "order": ReadOrder(128, 48, "shuffle")}
+    fit(whole, data_module(feed, whole, **settings), save, enable_checkpointing=True)
+    checkpoint = tmp_path / "step=4.ckpt"
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert int(state["objectives.click.strategy.alpha.at"]) == 4
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    fit(again, data_module(feed, again, **settings), save, enable_checkpointing=True, checkpoint=checkpoint)
+    for name, part in whole.state_dict().items():
+        assert torch.equal(part, again.state_dict()[name]), name

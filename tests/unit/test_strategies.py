@@ -295,6 +295,15 @@ def test_a_batch_keeps_the_labels_of_each_teacher_when_rows_are_picked() -> None
         assert torch.equal(member.valid["click"], whole.valid["click"][index])
 
 
+def test_the_confidence_in_several_teachers_is_that_in_their_mixture() -> None:
+    there = torch.ones(ROWS, dtype=torch.bool)
+    batch = taught_by((torch.full((ROWS,), 4.0), there), (torch.full((ROWS,), -4.0), there))
+    alone = Model(made("rec_distill", confidence="entropy")).terms(taught(torch.full((ROWS,), 4.0)))
+    mixed = Model(made("multi_teacher", weights=[1.0, 0.0], confidence="entropy")).terms(batch)
+    assert alone["auxiliary/soft"].all()
+    torch.testing.assert_close(mixed["auxiliary/soft"], alone["auxiliary/soft"])
+
+
 # ----------------------------------------------------------------------------------------- schedules and confidence
 
 

@@ -230,6 +230,11 @@ def test_faults_of_all_arms_are_reported_at_once_with_their_arms(tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_runs_of_a_base_that_shared_nothing_share(tmp_path: Path) -> None:
+    found = plan_all({**BASE, "shared": ""}, arms(grid={"strategy.alpha": [1, 2]}), tmp_path, installed())
+    assert [entry.plan.config.shared for entry in found] == [str(tmp_path / "shared")] * 2
+
+
 def test_a_fault_of_the_base_is_reported_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="all 2 runs: task: is required"):
         plan_all(
