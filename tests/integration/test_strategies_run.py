@@ -46,6 +46,7 @@ def test_a_run_with_each_strategy(name: str, feed_path: Path, tmp_path: Path) ->
     assert not all(torch.equal(raw[part], served[part]) for part in raw)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_ramp_goes_on_from_a_checkpoint_in_the_midst_of_an_epoch(feed: ParquetSource, tmp_path: Path) -> None:
     def module() -> StudentModule:
         torch.manual_seed(3)
