@@ -70,7 +70,7 @@ def recdistill_debiasers() -> list[Component]:  # type: ignore[empty-body]  # a 
 
 @hookspec
 def recdistill_strategies() -> list[Component]:  # type: ignore[empty-body]  # a hook specification has no body
-    """Head strategies; ``build`` returns an :class:`recdistill_core.interfaces.HeadStrategy`."""
+    """Head strategies; ``build`` returns an :class:`recdistill_core.strategy.HeadStrategy`."""
 
 
 @hookspec

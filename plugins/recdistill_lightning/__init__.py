@@ -13,6 +13,7 @@ from recdistill_core import BuildContext, Component, hookimpl
 from recdistill_core.errors import suggest
 
 if TYPE_CHECKING:
+    from recdistill_lightning.candidates import CandidateDraw, CandidateLabels, Candidates
     from recdistill_lightning.capture import LogitCapture
     from recdistill_lightning.capture_after import capture_after_training
     from recdistill_lightning.checkpoints import load_sharded, save_sharded
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from recdistill_lightning.trained import TrainedExamples
 
 _HOMES = {
+    "CandidateDraw": "candidates",
+    "CandidateLabels": "candidates",
+    "Candidates": "candidates",
     "DistillationDataModule": "data",
     "FSDP2Strategy": "sharding",
     "Fold": "folds",
@@ -42,6 +46,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "CandidateDraw",
+    "CandidateLabels",
+    "Candidates",
     "DistillationDataModule",
     "FSDP2Strategy",
     "Fold",

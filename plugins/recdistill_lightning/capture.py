@@ -52,7 +52,7 @@ class LogitCapture(L.Callback):
         committed: the label version, known once the fit has ended.
         candidates: likewise for candidates, ``candidates.committed``.
 
-    Where the data module has candidates (:mod:`recdistill_lightning.candidates`), they are scored just before the
+    Where the data module has candidates (:class:`recdistill_lightning.Candidates`), they are scored just before the
     update on their row, and get a version of their own.
     """
 

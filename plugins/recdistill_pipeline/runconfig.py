@@ -206,7 +206,7 @@ class CandidatesConfig:
 
     Attributes:
         per_row: candidates beside each training row; 0: none.
-        by: ``popularity`` or ``uniform``; see :class:`recdistill_lightning.candidates.CandidateDraw`.
+        by: ``popularity`` or ``uniform``; see :class:`recdistill_lightning.CandidateDraw`.
         weight: how much a candidate's soft loss counts beside a row's, finite and >= 0.
     """
 
