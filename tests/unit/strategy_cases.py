@@ -13,8 +13,6 @@ from recdistill_core.objective import Objective
 
 ROWS = 40
 
-ROWS = 40
-
 
 def made(name: str, **values: Any) -> Objective:
     return Objective("click", component("strategy", name, **values), component("loss", "soft_ce"))
