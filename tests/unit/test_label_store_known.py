@@ -122,6 +122,8 @@ def test_writers_are_a_dictionary(
     for step, batch in steps:
         if step == "append":
             after = _merged({**known, **pending}, batch)
+            if after is not None and _merged(committed, batch) is None:
+                continue  # what another writer has committed since is in the way of the commit alone
             if after is None:
                 with pytest.raises(LeakError):
                     _append(writer, batch)
