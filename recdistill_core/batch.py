@@ -139,7 +139,7 @@ class Batch:
         teacher: teacher labels, or None.
         share: which batch of all processes this is a part of, or None where there is one process.
         candidates: further rows of the same users and moments with items that were not shown, without any label;
-            None: none. See :class:`recdistill_lightning.Candidates`.
+            None: none. See :class:`recdistill_lightning.CandidateItems`.
     """
 
     example_id: Tensor

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from recdistill_core.batch import Batch
 from recdistill_core.schedule import RampConfig
 
 
@@ -89,11 +90,20 @@ def scale_gradient(values: Tensor, factor: float) -> Tensor:
     return scaled
 
 
-class Ramp(nn.Module):
-    """A value that goes from ``start`` to ``ramp.to`` and stays there; a constant without ``ramp``.
+class Paced(nn.Module):
+    """Part of a strategy or a loss that is another one from batch to batch, such as a schedule or a count.
 
-    ``StudentModule`` calls :meth:`advance` in every training step. How far it has come is a buffer, so
-    that a restored checkpoint goes on where it was.
+    ``StudentModule`` calls :meth:`advance` once in every training step, whatever the number of heads that have used it.
+    What it remembers belongs into buffers, so that a restored checkpoint goes on where it was.
+    """
+
+    def advance(self, batch: Batch) -> None:
+        """``batch``, of which the candidates are no part, has been learnt from."""
+        raise NotImplementedError
+
+
+class Ramp(Paced):
+    """A value that goes from ``start`` to ``ramp.to`` and stays there; a constant without ``ramp``.
 
     Args:
         start: value of the first batch. ramp: where it goes, or None.
@@ -106,7 +116,7 @@ class Ramp(nn.Module):
         self.start, self.ramp = start, ramp
         self.register_buffer("at", torch.zeros((), dtype=torch.int64), persistent=ramp is not None)
 
-    def advance(self) -> None:
+    def advance(self, batch: Batch) -> None:
         """One more batch is done."""
         if self.ramp is not None:
             self.at += 1

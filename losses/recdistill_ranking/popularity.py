@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from recdistill_core.batch import Batch
+from recdistill_core.ranks import sum_over_ranks
+from recdistill_core.strategy import Paced
 from recdistill_ranking.base import RankingLoss
 from recdistill_ranking.requests import Requests
 
@@ -14,7 +16,7 @@ from recdistill_ranking.requests import Requests
 GROWTH = 1.1
 
 
-class UnKD(RankingLoss):
+class UnKD(RankingLoss, Paced):
     """Expected pairwise loss within groups of like popularity (UnKD; Chen et al. 2023, arXiv 2211.14729).
 
     The paper draws pairs of a user's items in one popularity group, each item with a probability proportional to
@@ -25,7 +27,7 @@ class UnKD(RankingLoss):
     and are no pair.
 
     Popularity is the number of training rows of an item that were seen *before* the batch, so nothing of the future
-    and nothing of the neighbours decides how a row is grouped; it is counted in training mode only and lies in the
+    and nothing of the neighbours decides how a row is grouped; :meth:`advance` counts them, and the counts lie in the
     checkpoint. Groups hold equal shares of all impressions. Before the first batch all items are one group.
 
     Args:
@@ -41,20 +43,9 @@ class UnKD(RankingLoss):
     def __init__(self, num_items: int, groups: int = 4, decay: float = 20.0) -> None:
         super().__init__()
         self.groups, self.decay = groups, decay
-        self._counted_last: Tensor | None = None
         self.register_buffer("seen", torch.zeros(num_items, dtype=torch.long))
         self.register_buffer("group", torch.zeros(num_items, dtype=torch.long))
         self.register_buffer("counted", torch.zeros((), dtype=torch.long))
-
-    def forward(self, student_logit: Tensor, teacher_logit: Tensor, batch: Batch, weight: Tensor) -> Tensor:
-        """See :meth:`recdistill_ranking.base.RankingLoss.forward`; in training mode the batch is counted afterwards."""
-        values = super().forward(student_logit, teacher_logit, batch, weight)
-        if self.training and batch.example_id is not self._counted_last:  # two heads see one batch
-            self._counted_last = batch.example_id
-            # what was not shown has no outcome, and counts for nothing
-            shown = list(batch.observed.values())
-            self._count(batch.item_id[torch.stack(shown).any(0)] if shown else batch.item_id)
-        return values
 
     def distance(self, student: Tensor, teacher: Tensor, requests: Requests, batch: Batch) -> Tensor:
         """``[N]`` losses, each the half of its row's pairs."""
@@ -70,8 +61,12 @@ class UnKD(RankingLoss):
         return torch.zeros_like(student).index_add(0, one, losses)
 
     @torch.no_grad()
-    def _count(self, item_id: Tensor) -> None:
-        self.seen.index_add_(0, item_id, torch.ones_like(item_id))
+    def advance(self, batch: Batch) -> None:
+        """Count the batch's rows, those of all processes."""
+        mine = torch.ones_like(batch.item_id)
+        if batch.share is not None and batch.share.idle:  # its rows are another process's
+            mine.zero_()
+        self.seen += sum_over_ranks(torch.zeros_like(self.seen).index_add(0, batch.item_id, mine))
         total = int(self.seen.sum())
         if total > GROWTH * int(self.counted):
             self.counted.fill_(total)

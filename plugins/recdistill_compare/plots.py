@@ -9,6 +9,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from recdistill_pipeline.plots import forest
+
 #: ``{file name: (key of a row's sizes, axis, whether it is logarithmic)}``
 AGAINST = {
     "student-size": ("student", "parameters of the student", True),
@@ -23,7 +25,8 @@ def draw_all(answer: Mapping[str, Any], out: Path) -> list[Path]:
     made = []
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         for name, result in answer["metrics"].items():
-            figures = {f"eta-{name}.png": forest(name, result)}
+            rows = [(row["name"], row["eta"]) for row in result["rows"]]
+            figures = {f"eta-{name}.png": forest(rows, f"eta of {name.upper()}")}
             for file, (key, label, logarithmic) in AGAINST.items():
                 sizes = [row["sizes"][key] for row in answer["rows"]]
                 if len({size for size in sizes if size is not None}) > 1:
@@ -32,27 +35,6 @@ def draw_all(answer: Mapping[str, Any], out: Path) -> list[Path]:
                 figure.savefig(out / file, dpi=130)
                 made.append(out / file)
     return made
-
-
-def forest(name: str, result: Mapping[str, Any]) -> Figure:
-    """A line per row: eta with its interval, 0 = nothing and 1 = all transferred."""
-    rows = result["rows"]
-    figure = Figure(figsize=(7.5, 1.2 + 0.34 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    for place, row in enumerate(rows):
-        eta = row["eta"]
-        if eta["value"] is None:
-            axes.text(0.02, place, eta["note"], va="center", color="0.4")
-            continue
-        if eta["low"] is not None:
-            axes.plot([eta["low"], eta["high"]], [place, place], color="C0")
-        axes.plot(eta["value"], place, "o", color="C0", mfc="C0" if eta["low"] is not None else "white")
-    for end, style in ((0, "-"), (1, ":")):
-        axes.axvline(end, color="0.6", linewidth=0.8, linestyle=style)
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f"eta of {name.upper()}; hollow: teacher gain within noise")
-    return figure
 
 
 def by_size(name: str, result: Mapping[str, Any], sizes: list[float | None], label: str, logarithmic: bool) -> Figure:

@@ -13,7 +13,7 @@ from recdistill_core import BuildContext, Component, hookimpl
 from recdistill_core.errors import suggest
 
 if TYPE_CHECKING:
-    from recdistill_lightning.candidates import CandidateDraw, CandidateLabels, Candidates
+    from recdistill_lightning.candidates import CandidateDraw, CandidateItems, CandidateLabels
     from recdistill_lightning.capture import LogitCapture
     from recdistill_lightning.capture_after import capture_after_training
     from recdistill_lightning.checkpoints import load_sharded, save_sharded
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CandidateDraw": "candidates",
     "CandidateLabels": "candidates",
-    "Candidates": "candidates",
+    "CandidateItems": "candidates",
     "DistillationDataModule": "data",
     "FSDP2Strategy": "sharding",
     "Fold": "folds",
@@ -47,8 +47,8 @@ _HOMES = {
 
 __all__ = [
     "CandidateDraw",
+    "CandidateItems",
     "CandidateLabels",
-    "Candidates",
     "DistillationDataModule",
     "FSDP2Strategy",
     "Fold",

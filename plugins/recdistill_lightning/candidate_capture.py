@@ -13,7 +13,7 @@ from torch import Tensor
 from recdistill_core.batch import Batch
 from recdistill_core.fingerprint import digest
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LabelWriter, LogitStore
-from recdistill_lightning.candidates import Candidates
+from recdistill_lightning.candidates import CandidateItems
 from recdistill_lightning.capture_versions import committed, require_not_revoked
 from recdistill_lightning.modules import TeacherModule
 
@@ -35,7 +35,7 @@ class CandidateCapture:
         self._scored: tuple[Tensor, dict[str, Tensor]] | None = None
 
     def start(
-        self, rows: str, tasks: Sequence[str], view: str, facts: Mapping[str, Any], candidates: Candidates
+        self, rows: str, tasks: Sequence[str], view: str, facts: Mapping[str, Any], candidates: CandidateItems
     ) -> None:
         """Open the version of the candidates beside the rows of version ``rows``."""
         facts = {**facts, "candidates_of": rows, "candidates": candidates.describe()}

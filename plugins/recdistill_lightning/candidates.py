@@ -48,10 +48,11 @@ class CandidateDraw:
             raise ValueError(f"by must be one of {', '.join(DRAWS)}, got {self.by!r}")
 
 
-class Candidates:
+class CandidateItems:
     """Candidates of any rows of a dataset; the same whichever batch asks for them.
 
-    Never an item that its user has been shown until then, nor twice the same item beside one row.
+    Never an item that its user has been shown until then, the row's own moment included, nor twice the same item beside
+    one row.
 
     Args:
         source: the dataset, in time order. draw: which items.
@@ -167,7 +168,7 @@ class CandidateLabels:
 
     def __init__(
         self,
-        candidates: Candidates,
+        candidates: CandidateItems,
         store: LogitStore,
         version: str,
         rows: tuple[int, int],

@@ -18,7 +18,7 @@ from recdistill_core.fingerprint import digest
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LabelWriter, LogitStore
 from recdistill_core.ranks import from_first, rows_of_all_ranks
 from recdistill_lightning.candidate_capture import CandidateCapture
-from recdistill_lightning.candidates import Candidates
+from recdistill_lightning.candidates import CandidateItems
 from recdistill_lightning.capture_versions import committed, require_not_revoked, told_what_to_do
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.modules import TeacherModule
@@ -52,7 +52,7 @@ class LogitCapture(L.Callback):
         committed: the label version, known once the fit has ended.
         candidates: likewise for candidates, ``candidates.committed``.
 
-    Where the data module has candidates (:class:`recdistill_lightning.Candidates`), they are scored just before the
+    Where the data module has candidates (:class:`recdistill_lightning.CandidateItems`), they are scored just before the
     update on their row, and get a version of their own.
     """
 
@@ -103,7 +103,7 @@ class LogitCapture(L.Callback):
         self.committed = from_first(found)
         self._capturing = self.committed is None
         data = getattr(trainer, "datamodule", None)
-        if isinstance(data, DistillationDataModule) and isinstance(data.candidates, Candidates):
+        if isinstance(data, DistillationDataModule) and isinstance(data.candidates, CandidateItems):
             self.candidates.start(self.version, list(pl_module.objectives), view, facts, data.candidates)
         if self._capturing and trainer.is_global_zero:
             self._writer = self.store.writer(

@@ -17,7 +17,7 @@ from recdistill_core.errors import DataError, UsageError
 from recdistill_core.interfaces import HistoryWindow, LogitStore, SampleSource
 from recdistill_core.label_choice import choose_labels
 from recdistill_core.labels import AlignedLabels, AlignedStore, LabelChoice
-from recdistill_lightning.candidates import CandidateLabels, Candidates
+from recdistill_lightning.candidates import CandidateItems, CandidateLabels
 from recdistill_lightning.order import ReadOrder, row_batches
 from recdistill_lightning.rows import FixedRows, Phases, RowBatches, RowSampler, dealt, read_batch
 
@@ -59,7 +59,7 @@ class DistillationDataModule(L.LightningDataModule):
         test: tuple[int, int] | None = None,
         history: HistoryWindow | None = None,
         labels: TeacherSignal | AlignedLabels | None = None,
-        candidates: Candidates | CandidateLabels | None = None,
+        candidates: CandidateItems | CandidateLabels | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from recdistill_core.errors import DataError, PluginError, UsageError
 from recdistill_core.interfaces import HeadStrategy, HistoryWindow, ServingModule, Student, TrainableTeacher
 from recdistill_core.objective import Objective
 from recdistill_core.ranks import sum_over_ranks
-from recdistill_core.strategy import Ramp
+from recdistill_core.strategy import Paced
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.shares import loss_weight
 from recdistill_lightning.trained import TrainedExamples
@@ -327,8 +327,8 @@ class StudentModule(_Module):
         if batch.candidates is not None:
             loss = loss + self._of_candidates(batch, batch.candidates)
         for part in self.objectives.modules():  # here, for a checkpoint of this step is written before later hooks
-            if isinstance(part, Ramp):
-                part.advance()
+            if isinstance(part, Paced):
+                part.advance(batch)
         return loss
 
     def _of_candidates(self, batch: Batch, candidates: Batch) -> Tensor:

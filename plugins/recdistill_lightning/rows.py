@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from recdistill_core.batch import Batch, Share, TeacherSignal
 from recdistill_core.errors import UsageError
 from recdistill_core.interfaces import HistoryWindow, SampleSource
-from recdistill_lightning.candidates import CandidateLabels, Candidates
+from recdistill_lightning.candidates import CandidateItems, CandidateLabels
 from recdistill_lightning.order import ReadOrder, row_batches
 from recdistill_lightning.shares import Dealt, deal
 
@@ -30,7 +30,7 @@ class RowBatches(Dataset[Batch]):
         source: SampleSource,
         history: HistoryWindow | None,
         labels: TeacherSignal | None,
-        candidates: Candidates | CandidateLabels | None = None,
+        candidates: CandidateItems | CandidateLabels | None = None,
     ) -> None:
         self.source, self.history, self.labels, self.candidates = source, history, labels, candidates
 
@@ -44,7 +44,7 @@ class RowBatches(Dataset[Batch]):
         return batch if self.candidates is None else replace(batch, candidates=self._beside(rows))
 
     def _beside(self, rows: NDArray[np.int64]) -> Batch | None:
-        if isinstance(self.candidates, Candidates):
+        if isinstance(self.candidates, CandidateItems):
             found = self.candidates.batch(rows, self.history)
             return None if found is None else found[0]
         return None if self.candidates is None else self.candidates.batch(rows, self.history)

@@ -16,7 +16,7 @@ from recdistill_core.component import BuildContext
 from recdistill_core.errors import DataError
 from recdistill_core.interfaces import HistoryWindow, LabelVersion, LogitStore, SampleSource
 from recdistill_core.labels import LabelPolicy
-from recdistill_lightning.candidates import CandidateDraw, CandidateLabels, Candidates
+from recdistill_lightning.candidates import CandidateDraw, CandidateItems, CandidateLabels
 from recdistill_lightning.capture import LogitCapture
 from recdistill_lightning.capture_after import capture_after_training
 from recdistill_lightning.data import DistillationDataModule
@@ -76,10 +76,10 @@ def fit_teacher(
     }
 
 
-def candidates_of(plan: Plan, source: SampleSource, seed: int) -> Candidates | None:
+def candidates_of(plan: Plan, source: SampleSource, seed: int) -> CandidateItems | None:
     """The candidates that the configuration asks for, or None; teacher and students of one seed have the same."""
     config = plan.config.candidates
-    return Candidates(source, CandidateDraw(config.per_row, config.by, seed)) if config.per_row else None
+    return CandidateItems(source, CandidateDraw(config.per_row, config.by, seed)) if config.per_row else None
 
 
 def history_facts(source: SampleSource, window: HistoryWindow | None, rows: tuple[int, int]) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def training_data(
     seed: int,
     labels: TeacherSignal | None = None,
     keep: NDArray[np.bool_] | None = None,
-    candidates: Candidates | CandidateLabels | None = None,
+    candidates: CandidateItems | CandidateLabels | None = None,
 ) -> DistillationDataModule:
     """The module's training rows, which its debiasers have looked at."""
     data = DistillationDataModule(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,12 @@ def eta_figure(results: Mapping[str, Any]) -> Figure:
         for label, student in results["students"].items()
         for name in student["eta"]
     ]
-    figure = Figure(figsize=(7, 1.2 + 0.34 * len(rows)), layout="constrained")
+    return forest(rows, "transferability eta = (distilled - raw) / (teacher - raw)")
+
+
+def forest(rows: Sequence[tuple[str, Mapping[str, Any]]], what: str) -> Figure:
+    """A line per ``(name, eta)``: the value with its interval, hollow where it has none; ``what`` names the axis."""
+    figure = Figure(figsize=(7.5, 1.2 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, (_, eta) in enumerate(rows):
         if eta["value"] is None:
@@ -45,7 +50,7 @@ def eta_figure(results: Mapping[str, Any]) -> Figure:
     axes.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("transferability eta = (distilled - raw) / (teacher - raw); hollow: teacher gain within noise")
+    axes.set_xlabel(f"{what}; hollow: teacher gain within noise")
     return figure
 
 

@@ -112,12 +112,13 @@ def shared_parts(entries: Sequence[Planned], out: Path) -> list[Part]:
     teachers: dict[str, tuple[Planned, int, list[Planned]]] = {}
     raws: dict[str, tuple[Planned, str, int, list[Planned]]] = {}
     for entry in entries:
-        own = digest(teacher_settings(entry.plan)) if entry.plan.config.labels.own else ""
+        folder = entry.plan.config.shared
+        own = digest([folder, teacher_settings(entry.plan)]) if entry.plan.config.labels.own else ""
         for seed in entry.plan.config.seeds:
             if own:
                 teachers.setdefault(f"{own}-{seed}", (entry, seed, []))[2].append(entry)
             for label in entry.plan.students:
-                raw = digest(raw_settings(entry.plan, label))
+                raw = digest([folder, raw_settings(entry.plan, label)])
                 raws.setdefault(f"{raw}-{seed}", (entry, label, seed, []))[3].append(entry)
     found = []
     for first, seed, users in teachers.values():

@@ -22,7 +22,7 @@ from recdistill_core.interfaces import HistoryWindow
 from recdistill_core.objective import Objective
 from recdistill_core.registry import installed
 from recdistill_lightning import LogitCapture, StudentModule
-from recdistill_lightning.candidates import CandidateDraw, CandidateLabels, Candidates
+from recdistill_lightning.candidates import CandidateDraw, CandidateItems, CandidateLabels
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
 
@@ -31,12 +31,12 @@ QUICK: dict[str, Any] = {"students": ["mlp"], "seeds": [1]}
 
 
 @pytest.fixture(scope="module", params=["popularity", "uniform"])
-def candidates(request: pytest.FixtureRequest, feed: ParquetSource) -> Candidates:
-    return Candidates(feed, CandidateDraw(4, request.param, seed=1))
+def candidates(request: pytest.FixtureRequest, feed: ParquetSource) -> CandidateItems:
+    return CandidateItems(feed, CandidateDraw(4, request.param, seed=1))
 
 
 def test_a_donor_is_an_earlier_row_with_an_item_that_the_user_has_not_been_shown(
-    candidates: Candidates, feed: ParquetSource
+    candidates: CandidateItems, feed: ParquetSource
 ) -> None:
     donor, _ = candidates.drawn(ROWS)
     user, item, time = (feed.column(name) for name in ("user_id", "item_id", "event_time"))
@@ -50,7 +50,7 @@ def test_a_donor_is_an_earlier_row_with_an_item_that_the_user_has_not_been_shown
     assert (donor[300:] >= 0).mean() > 0.8  # users have seen half of the few items
 
 
-def test_what_stands_beside_a_row_depends_on_the_row_alone(candidates: Candidates, feed: ParquetSource) -> None:
+def test_what_stands_beside_a_row_depends_on_the_row_alone(candidates: CandidateItems, feed: ParquetSource) -> None:
     donor, ids = candidates.drawn(ROWS)
     some = np.array([2500, 3, 777, 1400])
     assert np.array_equal(candidates.drawn(some)[0], donor[some])
@@ -58,14 +58,35 @@ def test_what_stands_beside_a_row_depends_on_the_row_alone(candidates: Candidate
     assert len(np.unique(ids)) == ids.size
     assert ids.min() >= 0
     assert not np.isin(ids, feed.column("example_id")).any()
-    other = Candidates(feed, CandidateDraw(4, candidates.draw.by, seed=2))
+    other = CandidateItems(feed, CandidateDraw(4, candidates.draw.by, seed=2))
     assert not np.isin(other.drawn(ROWS)[1], ids).any()
     assert (other.drawn(ROWS)[0] != donor).mean() > 0.5
     # more candidates are these and others
-    assert np.array_equal(Candidates(feed, CandidateDraw(6, candidates.draw.by, seed=1)).drawn(ROWS)[1][:, :4], ids)
+    assert np.array_equal(CandidateItems(feed, CandidateDraw(6, candidates.draw.by, seed=1)).drawn(ROWS)[1][:, :4], ids)
 
 
-def test_a_candidate_is_its_row_with_the_donors_item(candidates: Candidates, feed: ParquetSource) -> None:
+class Begun:
+    """The first rows of a log, as it stood then."""
+
+    def __init__(self, source: ParquetSource, num_rows: int) -> None:
+        self.source, self.num_rows, self.schema = source, num_rows, source.schema
+
+    def column(self, name: str) -> Any:
+        return self.source.column(name)[: self.num_rows]
+
+
+@pytest.mark.parametrize("length", [2, 400, 1777])
+def test_nothing_that_comes_later_decides_what_stands_beside_a_row(
+    candidates: CandidateItems, feed: ParquetSource, length: int
+) -> None:
+    time = feed.column("event_time")
+    length = int(np.searchsorted(time, time[length]))  # whole requests: what else a request shows is known with it
+    then = CandidateItems(Begun(feed, length), candidates.draw)  # type: ignore[arg-type]  # it reads columns alone
+    for now, before in zip(candidates.drawn(ROWS[:length]), then.drawn(ROWS[:length]), strict=True):
+        assert np.array_equal(now, before)
+
+
+def test_a_candidate_is_its_row_with_the_donors_item(candidates: CandidateItems, feed: ParquetSource) -> None:
     rows, window = np.arange(900, 940), HistoryWindow(8, 4)
     found = candidates.batch(rows, window)
     assert found is not None
@@ -97,7 +118,7 @@ def test_uniform_candidates_reach_rarer_items(feed: ParquetSource) -> None:
     count = np.bincount(item)
     seen = {}
     for by in ("popularity", "uniform"):
-        donor, _ = Candidates(feed, CandidateDraw(4, by)).drawn(ROWS)
+        donor, _ = CandidateItems(feed, CandidateDraw(4, by)).drawn(ROWS)
         seen[by] = count[item[donor[donor >= 0]]].mean()
     assert seen["uniform"] < 0.8 * seen["popularity"]
 
@@ -106,7 +127,7 @@ def test_a_dataset_that_does_not_tell_the_items_numbers_is_refused(feed: Parquet
     old = copy.copy(feed)
     old.schema = replace(feed.schema, numeric_sides={})
     with pytest.raises(DataError, match="does not say whose property the numeric feature 'length' is") as caught:
-        Candidates(old)
+        CandidateItems(old)
     assert "import the log again" in str(caught.value)
 
 
@@ -128,7 +149,7 @@ def test_draws_that_mean_nothing(values: dict[str, Any], message: str) -> None:
 
 def captured(source: ParquetSource, path: Path, draw: CandidateDraw | None, *others: L.Callback) -> LogitCapture:
     module = teacher_module(source)
-    beside = None if draw is None else Candidates(source, draw)
+    beside = None if draw is None else CandidateItems(source, draw)
     callback = LogitCapture(ParquetLogitStore(path))
     fit(module, data_module(source, module, candidates=beside), callback, *others)
     return callback
@@ -164,7 +185,7 @@ def test_a_label_reaches_no_candidate_of_its_own_row_nor_of_an_earlier_step(
     feed: ParquetSource, twin: ParquetSource, tmp_path: Path
 ) -> None:
     draw = CandidateDraw(3)
-    donor, ids = Candidates(feed, draw).drawn(ROWS[:1500])
+    donor, ids = CandidateItems(feed, draw).drawn(ROWS[:1500])
     found, steps = [], []
     for name, source in (("one", feed), ("two", twin)):
         before = Before()
@@ -197,7 +218,7 @@ def test_a_capture_that_breaks_leaves_no_candidate(feed: ParquetSource, tmp_path
 
 def test_candidates_need_one_process(feed: ParquetSource, monkeypatch: pytest.MonkeyPatch) -> None:
     module = teacher_module(feed)
-    data = data_module(feed, module, candidates=Candidates(feed))
+    data = data_module(feed, module, candidates=CandidateItems(feed))
     monkeypatch.setattr(type(data), "_part", lambda self: (0, 2))
     with pytest.raises(UsageError, match="candidates beside the rows are for training in one process"):
         data.train_dataloader()
@@ -206,7 +227,7 @@ def test_candidates_need_one_process(feed: ParquetSource, monkeypatch: pytest.Mo
 def test_candidates_beside_rows_that_keep_no_label_have_none(feed: ParquetSource, tmp_path: Path) -> None:
     callback = captured(feed, tmp_path, CandidateDraw(2))
     assert callback.candidates.committed is not None
-    drawn, store, keep = Candidates(feed, CandidateDraw(2)), ParquetLogitStore(tmp_path), np.arange(3000) < 900
+    drawn, store, keep = CandidateItems(feed, CandidateDraw(2)), ParquetLogitStore(tmp_path), np.arange(3000) < 900
     labels = [CandidateLabels(drawn, store, callback.candidates.committed.version, (0, 1500), k) for k in (None, keep)]
     assert labels[1].count((0, 1500)) == labels[1].count((0, 900)) == labels[0].count((0, 900))
     assert labels[1].count((900, 1500)) == 0 < labels[0].count((900, 1500))
@@ -216,7 +237,7 @@ def test_labels_of_other_candidates_are_none(feed: ParquetSource, tmp_path: Path
     callback = captured(feed, tmp_path, CandidateDraw(2))
     assert callback.candidates.committed is not None
     version = callback.candidates.committed.version
-    others = Candidates(feed, CandidateDraw(2, seed=9))
+    others = CandidateItems(feed, CandidateDraw(2, seed=9))
     with pytest.raises(DataError, match="has no label of any candidate of these rows") as caught:
         CandidateLabels(others, ParquetLogitStore(tmp_path), version, (0, 1500))
     assert "the same dataset, per_row, by and seed" in str(caught.value)
@@ -254,11 +275,21 @@ def test_a_run_learns_from_candidates_as_much_as_they_count(
     assert told.facts["candidates_of"] == manifest["labels"]["version"]
 
 
+def test_popularity_counts_what_was_shown_once_whatever_the_heads_and_candidates(
+    feed_path: Path, tmp_path: Path
+) -> None:
+    settings = {"strategy": "student_adapter", "loss": "unkd", "candidates": {"per_row": 2}}
+    settings["student_training"] = {"within": "request"}
+    run_of(tmp_path, config(feed_path, **QUICK, **settings)).all()
+    state = load_file(tmp_path / "seed-1/mlp-distilled/model.safetensors")
+    assert int(state["objectives.click.loss.seen"].sum()) == 2250  # the training rows
+
+
 def test_the_soft_loss_of_a_candidate_counts_as_one_of_a_row(feed: ParquetSource, tmp_path: Path) -> None:
     """The loss is that of the rows plus weight * (sum over candidates of soft) / rows."""
     callback = captured(feed, tmp_path, CandidateDraw(2))
     assert callback.candidates.committed is not None
-    drawn = Candidates(feed, CandidateDraw(2))
+    drawn = CandidateItems(feed, CandidateDraw(2))
     beside = CandidateLabels(drawn, ParquetLogitStore(tmp_path), callback.candidates.committed.version, (0, 1500))
     context = BuildContext(feed.schema, ("click",))
     torch.manual_seed(0)

@@ -156,12 +156,13 @@ def test_sizes_and_coverage_are_drawn_where_they_differ(runs: tuple[Path, Path],
 
 
 def test_rows_without_eta_are_drawn_as_such(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    from recdistill_compare.plots import by_size, forest
+    from recdistill_compare.plots import by_size
+    from recdistill_pipeline.plots import forest
 
     result = compare_runs(runs, metrics=["auc"])["metrics"]["auc"]
     for row in result["rows"]:
         row["eta"] = {"value": None, "low": None, "high": None, "note": "undefined: teacher gain <= 0"}
-    (axes,) = forest("auc", result).axes
+    (axes,) = forest([(row["name"], row["eta"]) for row in result["rows"]], "eta").axes
     assert [text.get_text() for text in axes.texts] == ["undefined: teacher gain <= 0"] * 4
     assert by_size("auc", result, [1.0, 2.0, None, 2.0], "size", logarithmic=True).legends == []
 

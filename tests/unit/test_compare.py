@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,7 @@ def test_no_difference_of_etas_where_a_gain_is_within_noise() -> None:
 def test_a_metric_that_is_undefined_leaves_the_words_out() -> None:
     logit = np.arange(4.0)
     sides = {side: [logit, logit] for side in ("raw", "teacher", "distilled")}
-    made = [Row(name, "run", "dcn", {}, "prequential", sides, {}) for name in "ab"]  # type: ignore[arg-type]
+    made = [Row(name, Path("run"), "dcn", {}, "prequential", sides, {}) for name in "ab"]
     runs = Runs(made, [1, 2], np.arange(4), np.ones(4), np.arange(4), "click", {})
     found = _of_metric(runs, Auc(), 0, 100, 0.95, lambda done, total: None)
     assert (found["best"], found["pairs"], found["undefined_resamples"]) == (None, [], 100)

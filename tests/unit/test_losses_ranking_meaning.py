@@ -15,6 +15,7 @@ from torch import Tensor
 import recdistill_ranking
 import recdistill_soft
 from recdistill_core import BuildContext
+from recdistill_core.batch import Share
 from recdistill_core.interfaces import DistillationLoss
 from recdistill_ranking.popularity import UnKD, popularity_groups
 from recdistill_ranking.requests import Requests
@@ -153,11 +154,16 @@ def rows_of(item: list[int], teacher: list[float]) -> Rows:
     return replace(one, item=torch.tensor(item))
 
 
+def shown(loss: UnKD, items: list[int]) -> None:
+    """Let the loss count a batch of items."""
+    loss.advance(rows_of(items, [0.0] * len(items)).batch())
+
+
 def test_unkd_compares_rows_of_like_popularity_only() -> None:
     loss = UnKD(ITEMS, groups=2, decay=1.5)
-    call(loss, rows_of([1] * 20 + [2] * 20 + [3] * 2 + [4] * 2, [0.0] * 44))
+    shown(loss, [1] * 20 + [2] * 20 + [3] * 2 + [4] * 2)
     assert loss.group[[1, 2, 3, 4]].tolist() == [0, 1, 0, 0]  # 1 lies before the middle of all impressions, 2 behind
-    call(loss, rows_of([2] * 36, [0.0] * 36))
+    shown(loss, [2] * 36)
     assert loss.group[[1, 2, 3, 4]].tolist() == [0, 1, 0, 0]
     rows = rows_of([2, 1, 3, 2, 4], [3.0, 2.0, 1.0, 0.0, -1.0])
     found = call(loss.eval(), rows).numpy()
@@ -168,38 +174,52 @@ def test_unkd_compares_rows_of_like_popularity_only() -> None:
 
 def test_a_teacher_that_only_knows_popularity_teaches_unkd_nothing() -> None:
     loss = UnKD(ITEMS, groups=3)
-    log = [1] * 2 + [2] * 10 + [3] * 11
-    call(loss, rows_of(log, [0.0] * len(log)))
+    shown(loss, [1] * 2 + [2] * 10 + [3] * 11)
     assert loss.group[[1, 2, 3]].tolist() == [0, 0, 2]
-    call(loss, rows_of([2] * 10 + [1] * 8, [0.0] * 18))
+    shown(loss, [2] * 10 + [1] * 8)
     assert loss.group[[1, 2, 3]].tolist() == [0, 2, 1]
     rows = rows_of([1, 2, 3], [1.0, 3.0, 2.0])
     assert call(loss.eval(), rows).tolist() == [0.0] * 3
     assert float(call(build("listnet"), rows).sum()) > 0.1
 
 
-def test_unkd_counts_a_batch_after_it_and_in_training_only() -> None:
+def test_unkd_counts_a_batch_once_after_all_its_heads() -> None:
     rows = rows_of([1, 1, 1, 2], [3.0, 2.0, 1.0, 0.0])
     loss = build("unkd")
+    assert isinstance(loss, UnKD)
     first = call(loss, rows)
     torch.testing.assert_close(first, torch.tensor(unkd(rows.student.tolist(), rows.teacher.tolist(), 1, 1.5)).double())
+    assert torch.equal(call(loss, rows), first)  # another head of the same batch
+    assert not loss.seen.any()
+    loss.advance(rows.batch())
     assert loss.seen[[1, 2]].tolist() == [3, 1]
-    second = call(loss.eval(), rows)
-    assert not torch.allclose(first, second)
-    torch.testing.assert_close(call(loss, rows), second)
-    assert loss.seen[[1, 2]].tolist() == [3, 1]
+    assert not torch.allclose(call(loss, rows), first)
+
+
+def test_unkd_leaves_rows_that_stand_in_for_another_processs_to_that_one() -> None:
+    rows = rows_of([1, 1], [3.0, 2.0])
+    loss = build("unkd")
+    assert isinstance(loss, UnKD)
+    loss.advance(replace(rows.batch(), share=Share(torch.arange(2), 2, idle=True)))
+    assert not loss.seen.any()
 
 
 def test_unkd_goes_on_from_a_checkpoint() -> None:
     batches = [replace(fixed_rows(seed), item=torch.randint(ITEMS, (21,))) for seed in range(6)]
-    whole, before = build("unkd"), build("unkd")
-    wanted = [call(whole, rows) for rows in batches]
+    whole, before, after = build("unkd"), build("unkd"), build("unkd")
+
+    def trained(loss: DistillationLoss, rows: Rows) -> Tensor:
+        assert isinstance(loss, UnKD)
+        values = call(loss, rows)
+        loss.advance(rows.batch())
+        return values
+
+    wanted = [trained(whole, rows) for rows in batches]
     for rows in batches[:3]:
-        call(before, rows)
-    after = build("unkd")
+        trained(before, rows)
     after.load_state_dict(before.state_dict())
     for rows, values in zip(batches[3:], wanted[3:], strict=True):
-        assert torch.equal(call(after, rows), values)
+        assert torch.equal(trained(after, rows), values)
 
 
 def test_unkd_needs_a_vocabulary() -> None:

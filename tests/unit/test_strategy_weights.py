@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_cases import component
+from core_cases import component, make_batch
 from strategy_cases import ROWS, Model, made, taught
 from torch import Tensor
 
@@ -24,7 +24,7 @@ def test_a_ramp_goes_where_it_says_and_stays(shape: str, half: float) -> None:
     seen = []
     for _ in range(6):
         seen.append(ramp.value())
-        ramp.advance()
+        ramp.advance(make_batch())
     assert seen[0] == 1.0
     assert seen[2] == pytest.approx(half)
     assert seen[4] == seen[5] == 0.0
@@ -34,11 +34,11 @@ def test_a_ramp_goes_where_it_says_and_stays(shape: str, half: float) -> None:
 def test_a_restored_ramp_goes_on_and_a_constant_keeps_no_state() -> None:
     ramp, again = (Ramp(1.0, RampConfig(to=3.0, steps=10)) for _ in range(2))
     for _ in range(5):
-        ramp.advance()
+        ramp.advance(make_batch())
     again.load_state_dict(ramp.state_dict())
     assert again.value() == ramp.value() == 2.0
     constant = Ramp(2.5)
-    constant.advance()
+    constant.advance(make_batch())
     assert constant.value() == 2.5
     assert not constant.state_dict()
 
@@ -49,7 +49,7 @@ def test_alpha_follows_its_ramp() -> None:
     first = model.terms(batch)["auxiliary/soft"]
     for part in objective.modules():
         if isinstance(part, Ramp):
-            part.advance()
+            part.advance(batch)
     torch.testing.assert_close(model.terms(batch)["auxiliary/soft"], first / 2)
 
 
