@@ -24,6 +24,7 @@ from recdistill_pipeline.scoring import cost, score_rows
 from recdistill_pipeline.shared import SharedFolder, teacher_settings
 from recdistill_pipeline.statistics import transferability
 from recdistill_pipeline.student_labels import as_it_was
+from recdistill_pipeline.student_view import student_view
 
 Floats = NDArray[np.float64]
 BOOTSTRAP_SEED = 20_240_229
@@ -76,15 +77,17 @@ def predict(
             logits.setdefault("teacher", []).append(found)
             costs.setdefault("teacher", UNKNOWN_COST)
             _keep(run.path / "predictions" / f"seed-{seed}-teacher.parquet", source, split, seen, found)
-        for name, step, module in _models(plan, run, source, seed, trained):
+        for name, step, module, view in _models(plan, run, source, seed, trained):
             module.eval()
 
             def score(batch: Batch, module: Any = module) -> Any:
                 return module(batch)[task]
 
-            def scored(name: str = name, seed: int = seed, module: Any = module, score: Any = score) -> Floats:
+            def scored(
+                name: str = name, seed: int = seed, module: Any = module, view: Any = view, score: Any = score
+            ) -> Floats:
                 say(f"scoring {split.test[1] - split.test[0]:,} test rows with {name}, seed {seed}")
-                return score_rows(source, split.test, module.history, score, batch_size)
+                return score_rows(view, split.test, module.history, score, batch_size)
 
             shared = plan.config.shared if name == "teacher" else ""
             of = {**_scored_by(plan, source, split), "seed": seed, "weights": teacher["files"].get("model.safetensors")}
@@ -93,7 +96,7 @@ def predict(
             key = name.removeprefix("raw/").removeprefix("distilled/")
             if key not in costs:
                 served = module.teacher if name == "teacher" else module.serving_module()
-                costs[key] = cost(served, score, source, split.test, module.history)
+                costs[key] = cost(served, score, view, split.test, module.history)
             _keep(run.path / "predictions" / f"{step.replace('/', '-')}.parquet", source, split, seen, found)
     # true probabilities are those before down-sampling: no yardstick for the labels of a down-sampled log
     truth = None if task in source.schema.keep_rates else source.truth(task)
@@ -110,16 +113,18 @@ def _scored_by(plan: Plan, source: SampleSource, split: Split) -> dict[str, Any]
 
 
 def _models(plan: Plan, run: RunDirectory, source: SampleSource, seed: int, trained: bool) -> Any:
-    """``(name, step, module)`` of every model of one seed that the run trained, restored from its step."""
+    """``(name, step, module, the dataset as it sees it)`` of every model of one seed that the run trained."""
     if trained:
         step = f"seed-{seed}/teacher"
-        yield "teacher", step, build_teacher(plan, source.schema, seed, run.checked(step, "model.safetensors"))
+        yield "teacher", step, build_teacher(plan, source.schema, seed, run.checked(step, "model.safetensors")), source
     for label in plan.students:
         for kind in ("raw", "distilled"):
             step = f"seed-{seed}/{label}-{kind}"
             weights = run.checked(step, "model.safetensors")
-            module = build_student(plan, label, source.schema, seed, distilled=kind == "distilled", weights=weights)
-            yield f"{kind}/{label}", step, module
+            distilled = kind == "distilled"
+            view = student_view(plan, source, run.path / f"seed-{seed}/teacher" if distilled else None)
+            module = build_student(plan, label, view.schema, seed, distilled=distilled, weights=weights)
+            yield f"{kind}/{label}", step, module, view
 
 
 def _keep(path: Path, source: SampleSource, split: Split, seen: NDArray[np.bool_], logit: Floats) -> None:

@@ -22,6 +22,7 @@ from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.models import build_student
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.rundir import RunDirectory, read_json
+from recdistill_pipeline.student_view import student_view
 
 #: Rows that an exporter is given to trace the module with.
 TRACED_ROWS = 16
@@ -72,6 +73,7 @@ def _served(
 ) -> tuple[ServingModule, dict[str, Tensor]]:
     """The student as it is served, and its inputs for up to one scoring batch of test rows, evenly spaced."""
     weights = run.checked(f"seed-{seed}/{label}-distilled", "model.safetensors")
+    source = student_view(plan, source, run.path / f"seed-{seed}/teacher")
     module = build_student(plan, label, source.schema, seed, distilled=True, weights=weights)
     first, last = split.test
     count = min(last - first, plan.config.evaluation.batch_size)

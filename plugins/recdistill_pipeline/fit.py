@@ -30,6 +30,7 @@ from recdistill_pipeline.pretrained import take_over
 from recdistill_pipeline.runconfig import TrainingConfig
 from recdistill_pipeline.scoring import rows_by_user
 from recdistill_pipeline.student_labels import as_it_was, chosen_rows, label_facts, student_labels
+from recdistill_pipeline.student_view import student_view
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +178,7 @@ def fit_student(
     ``run`` is the directory in whose name the labels' snapshot is pinned; None leaves it unpinned.
     """
     config = plan.config.student_training
+    source = student_view(plan, source, None if teacher is None or run is None else run / f"seed-{seed}/teacher")
     module = build_student(plan, label, source.schema, seed, distilled=teacher is not None)
     facts: dict[str, Any] = {"kind": "student", "student": label, "seed": seed, "labels": None}
     signal = beside = None
