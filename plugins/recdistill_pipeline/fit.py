@@ -177,7 +177,7 @@ def fit_student(
 
     ``run`` is the directory in whose name the labels' snapshot is pinned; None leaves it unpinned.
     """
-    config = plan.config.student_training
+    config = plan.config.training_of_students(distilled=teacher is not None)
     source = student_view(plan, source, None if teacher is None or run is None else run / f"seed-{seed}/teacher")
     module = build_student(plan, label, source.schema, seed, distilled=teacher is not None)
     facts: dict[str, Any] = {"kind": "student", "student": label, "seed": seed, "labels": None}

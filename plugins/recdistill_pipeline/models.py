@@ -80,7 +80,7 @@ def build_student(
             objectives[task] = Objective(task, debiasers=debiasers)
     # whatever the strategy or the loss drew must not move the towers of the distilled student away from the raw one's
     torch.set_rng_state(state)
-    settings = optimisation(plan.config.student_training)
+    settings = optimisation(plan.config.training_of_students(distilled=distilled))
     module = StudentModule(student, objectives, settings, candidate_weight=plan.config.candidates.weight)
     seed_everything(seed)  # auxiliary towers drew too; what training draws (dropout) must start alike
     if weights is not None:

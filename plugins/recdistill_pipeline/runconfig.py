@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from recdistill_core.labels import CaptureMode, LabelPolicy
@@ -75,6 +75,19 @@ class TrainingConfig:
             raise ValueError(f"batch_epochs must be >= 1, got {self.batch_epochs}")
         Optimisation(self.lr, self.weight_decay, self.warmup_steps, self.decay)
         ReadOrder(self.batch_size, self.window_hours, self.within)
+
+
+@dataclass(frozen=True)
+class RawTrainingConfig:
+    """Where a raw student's training differs from ``student_training``, so that each side has settings chosen for it.
+
+    Attributes:
+        lr, weight_decay, batch_epochs: None: as in ``student_training``.
+    """
+
+    lr: float | None = None
+    weight_decay: float | None = None
+    batch_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -260,6 +273,7 @@ class RunConfig:
         students: one or more; the first one's numbers head ``metrics.json``.
         exporters: formats in which every distilled student is written.
         seeds: each seed trains a teacher, and every student raw and distilled.
+        raw_training: where the raw students' training differs from ``student_training``.
         candidates: items that were not shown, scored by the teacher as it trains.
         pretrained: what the teacher takes over from a model that was pre-trained.
         pretrain: settings of ``teacher pretrain``; the run itself does not read them.
@@ -281,6 +295,7 @@ class RunConfig:
     student_debiasers: list[Any] = field(default_factory=list)
     teacher_training: TeacherTrainingConfig = field(default_factory=TeacherTrainingConfig)
     student_training: TrainingConfig = field(default_factory=TrainingConfig)
+    raw_training: RawTrainingConfig = field(default_factory=RawTrainingConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
@@ -299,11 +314,22 @@ class RunConfig:
             raise ValueError(f"seeds needs one or more different numbers >= 0, got {self.seeds}")
         if not self.students:
             raise ValueError("students needs at least one entry")
+        try:
+            self.training_of_students(distilled=False)
+        except ValueError as error:
+            raise ValueError(f"raw_training: {error}") from error
         if self.candidates.per_row and not (self.labels.own and self.capture.mode == CaptureMode.PREQUENTIAL.value):
             raise ValueError(
                 "candidates are scored by the run's own teacher before each update: they need capture.mode "
                 "'prequential' and 'own' among labels.versions"
             )
+
+    def training_of_students(self, *, distilled: bool) -> TrainingConfig:
+        """The training of the distilled students, or of the raw ones."""
+        changes = (
+            {} if distilled else {key: value for key, value in asdict(self.raw_training).items() if value is not None}
+        )
+        return replace(self.student_training, **changes)
 
     def all_tasks(self) -> tuple[str, ...]:
         """``task`` first, then the others."""

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from recdistill_pipeline.rundir import RunDirectory, checked_file, read_json, ve
 
 #: Settings that no trained model depends on. Whatever is not named here or below counts.
 NEITHER = ("name", "shared", "seeds", "labels", "evaluation", "exporters", "pretrain", "store")
-OF_STUDENTS = ("students", "strategy", "loss", "student_training", "student_debiasers")
+OF_STUDENTS = ("students", "strategy", "loss", "student_training", "raw_training", "student_debiasers")
 OF_TEACHERS = ("teacher", "teacher_training", "teacher_debiasers", "capture", "candidates", "pretrained")
 #: File of an entry of ``arrays/``.
 ARRAY = "array.npy"
@@ -69,7 +70,9 @@ def teacher_settings(plan: Plan) -> dict[str, Any]:
 def raw_settings(plan: Plan, label: str) -> dict[str, Any]:
     """All settings that the raw student ``label`` depends on, but for the seed."""
     plain = plan.resolved()
-    kept = {key: value for key, value in plain.items() if key not in (*NEITHER, *OF_TEACHERS, "strategy", "loss")}
+    others = (*NEITHER, *OF_TEACHERS, "strategy", "loss", "raw_training")
+    kept = {key: value for key, value in plain.items() if key not in others}
+    kept["student_training"] = asdict(plan.config.training_of_students(distilled=False))
     kept["split"] = {key: value for key, value in plain["split"].items() if key != "test_until"}
     student = {"label": label, **plan.students[label].pinned()}
     code = _code(plan, "importer", "student", "debiaser", "trainer")

@@ -36,3 +36,26 @@ def test_labels_of_no_weight_change_no_bit_of_a_student_with_dropout(feed_path: 
     raw, distilled = (load_weights(tmp_path / f"seed-1/mlp-{kind}/model.safetensors") for kind in ("raw", "distilled"))
     assert set(raw) == set(distilled)
     assert all(torch.equal(raw[name], distilled[name]) for name in raw)
+
+
+def test_raw_students_may_have_a_training_of_their_own(feed_path: Path, tmp_path: Path) -> None:
+    plain = config(feed_path, seeds=[1], students=["mlp"])
+    training = {**plain["student_training"], "batch_epochs": 1}
+    weights = {}
+    for name, student, raw in (
+        ("as-one", training, {}),
+        ("apart", training, {"lr": 0.02, "batch_epochs": 2}),
+        ("other", {**training, "lr": 0.02, "batch_epochs": 2}, {}),
+    ):
+        split = {"test_from": "75%", "stream_from": "70%"}
+        changes = {"student_training": student, "raw_training": raw, "split": split}
+        run_of(tmp_path / name, {**plain, **changes}).all()
+        for kind in ("raw", "distilled"):
+            weights[name, kind] = load_weights(tmp_path / name / f"seed-1/mlp-{kind}/model.safetensors")
+
+    def equal(one: tuple[str, str], other: tuple[str, str]) -> bool:
+        return all(torch.equal(weights[one][key], weights[other][key]) for key in weights[one])
+
+    assert equal(("apart", "raw"), ("other", "raw"))
+    assert equal(("apart", "distilled"), ("as-one", "distilled"))
+    assert not equal(("apart", "raw"), ("as-one", "raw"))

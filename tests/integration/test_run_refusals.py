@@ -58,6 +58,7 @@ def test_a_debiaser_without_its_column_is_refused(tmp_path: Path) -> None:
             ["teacher_training: within must be user or time for a teacher"],
         ),
         ({"teacher_training": {"batch_epochs": 0}}, ConfigError, ["batch_epochs must be >= 1, got 0"]),
+        ({"raw_training": {"lr": -1.0}}, ConfigError, ["raw_training: lr must be > 0, got -1.0"]),
         ({"seeds": [1, 1]}, ConfigError, ["seeds needs one or more different numbers"]),
         ({"students": []}, ConfigError, ["students needs at least one entry"]),
         (

@@ -45,6 +45,7 @@ TRAINING = {"lr": 0.003, "batch_size": 256, "window_hours": 72}
         ({"split": {"test_from": "75%", "test_until": "90%"}}, False, False),
         ({"students": ["mlp", "dcn"]}, False, False),
         ({"student_training": {"lr": 0.1}}, False, True),
+        ({"raw_training": {"lr": 0.1}}, False, True),
         ({"student_debiasers": ["position_tower"]}, False, True),
         ({"students": [{"name": "mlp", "recent": 3}]}, False, True),
         ({"split": {"test_from": "75%", "student_from": "50%"}}, False, True),
@@ -70,6 +71,11 @@ def test_what_a_model_depends_on_and_nothing_else_is_in_its_key(
 ) -> None:
     before, after = keys(), keys(**changes)
     assert (before[0] != after[0], before[1] != after[1]) == (teacher, raw)
+
+
+def test_a_raw_student_is_the_same_however_its_settings_are_written() -> None:
+    plain = {**TRAINING, "lr": 0.1}
+    assert keys(student_training=plain) == keys(student_training=TRAINING, raw_training={"lr": 0.1})
 
 
 def test_where_a_store_is_given_the_teachers_of_another_one_are_not_taken() -> None:
