@@ -1,10 +1,10 @@
-"""MovieLens-1M's ratings.dat (user::movie::rating::seconds) as a log for the importer `table`.
+"""MovieLens-1M's ratings.dat (user::movie::rating::seconds) as a log for the importer `table`; also -100K's u.data.
 
     python examples/movielens_to_parquet.py --ratings ml-1m/ratings.dat --out ml
     recdistill data import table path=ml/ratings.parquet schema=ml/schema.yaml --out ml/dataset
     recdistill teacher pretrain --preset hstu-ml1m --data ml/dataset --out ml/hstu
 
-The data are at https://grouplens.org/datasets/movielens/1m/ under a licence that forbids passing them on, so bring your
+The data are at https://grouplens.org/datasets/movielens/ under a licence that forbids passing them on, so bring your
 own copy. Every rating is an event; the presets do not read how many stars it had.
 """
 
@@ -47,7 +47,9 @@ def read(ratings: Path) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        parts = line.split("::")
+        if number == 1 and line.startswith("user_id:token\t"):  # RecBole's copy of u.data has a header
+            continue
+        parts = line.split("\t" if "\t" in line else "::")
         try:
             user, movie, stars, seconds = map(int, parts)
         except ValueError as error:
@@ -75,7 +77,7 @@ def convert(ratings: Path, out: Path) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ratings", type=Path, required=True, help="ratings.dat of MovieLens-1M")
+    parser.add_argument("--ratings", type=Path, required=True, help="ratings.dat of -1M, or u.data of -100K")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     given = parser.parse_args()
     print(f"{convert(given.ratings, given.out):,} ratings in {given.out}")

@@ -140,6 +140,7 @@ class Batch:
         share: which batch of all processes this is a part of, or None where there is one process.
         candidates: further rows of the same users and moments with items that were not shown, without any label;
             None: none. See :class:`recdistill_lightning.CandidateItems`.
+        beside: of candidates ``[N]`` int64, the place in their batch of the row that each stands beside, else None.
     """
 
     example_id: Tensor
@@ -158,6 +159,7 @@ class Batch:
     teacher: TeacherSignal | None = None
     share: Share | None = None
     candidates: Batch | None = None
+    beside: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.example_id.shape[0])
@@ -240,7 +242,8 @@ class Batch:
 
     def _columns(self) -> dict[str, Tensor]:
         """Every tensor with one entry per row, by the name that messages give it."""
-        plain = ("request_id", "user_id", "item_id", "event_time", "categorical", "numeric", "position", "propensity")
+        ids, features = ("request_id", "user_id", "item_id", "event_time"), ("categorical", "numeric")
+        plain = (*ids, *features, "position", "propensity", "beside")
         found = {name: getattr(self, name) for name in plain}
         found |= {f"label of task {task!r}": column for task, column in self.labels.items()}
         found |= {f"observed mask of task {task!r}": column for task, column in self.observed.items()}

@@ -70,6 +70,8 @@ class RawSchema:
         event_fields: name -> column of further event fields (``item`` is always there), categorical.
         actions: action bit -> outcome column of the impression (0/1); every impression becomes an event at its
             ``event_time`` that only later rows see. Empty: no history.
+        shown: column of 0 and 1, or empty: every row was shown. A row with 0 is a candidate of its request that was
+            not: it has no label and makes no event, and a teacher's logit may be captured of it.
         outcomes: columns that are known only after the impression; refused as features.
         keep_rates: task -> known sampling rates.
         truth: task -> column of true probabilities, kept aside for evaluation.
@@ -92,6 +94,7 @@ class RawSchema:
     propensity: str = ""
     event_fields: Mapping[str, str] = field(default_factory=dict)
     actions: Mapping[str, str] = field(default_factory=dict)
+    shown: str = ""
     outcomes: tuple[str, ...] = ()
     keep_rates: Mapping[str, KeepRates] = field(default_factory=dict)
     truth: Mapping[str, str] = field(default_factory=dict)

@@ -32,12 +32,14 @@ class CandidateCapture:
         self.store, self.resume = store, resume
         self.committed: LabelVersion | None = None
         self._writer: LabelWriter | None = None
+        self._kept: int | None = None
         self._scored: tuple[Tensor, dict[str, Tensor]] | None = None
 
     def start(
         self, rows: str, tasks: Sequence[str], view: str, facts: Mapping[str, Any], candidates: CandidateItems
     ) -> None:
         """Open the version of the candidates beside the rows of version ``rows``."""
+        self._kept = candidates.draw.per_row if candidates.draw.hard > 1 else None
         facts = {**facts, "candidates_of": rows, "candidates": candidates.describe()}
         version = digest([rows, facts["candidates"]]) + rows[-16:]
         require_not_revoked(self.store, version)
@@ -58,8 +60,14 @@ class CandidateCapture:
             # whatever a teacher draws in evaluation must not move what its training draws
             with torch.random.fork_rng([device] if device.type == "cuda" else []), around:
                 logits = module.scores(batch.candidates).logits
-            ids = batch.candidates.example_id.cpu()
-            self._scored = ids, {task: logits[task].float().cpu() for task in module.objectives}
+            ids, found = (
+                batch.candidates.example_id.cpu(),
+                {task: logits[task].float().cpu() for task in module.objectives},
+            )
+            if self._kept is not None and batch.candidates.beside is not None:
+                best = highest(found[module.task], batch.candidates.beside.cpu(), self._kept)
+                ids, found = ids[best], {task: logit[best] for task, logit in found.items()}
+            self._scored = ids, found
 
     def keep(self, step: int) -> None:
         """Write what was scored before the update of ``step``, which has been made by now."""
@@ -78,3 +86,15 @@ class CandidateCapture:
         if self._writer is not None:
             self._writer.abort()
             self._writer = None
+
+
+def highest(logit: Tensor, beside: Tensor, count: int) -> Tensor:
+    """``[M]`` places of the ``count`` highest of ``logit [N]`` among equal values of ``beside [N]``, in order.
+
+    Of equal logits the first ones are taken.
+    """
+    order = torch.argsort(logit, descending=True, stable=True)
+    order = order[torch.argsort(beside[order], stable=True)]  # a row's candidates together, the highest first
+    _, sizes = torch.unique_consecutive(beside[order], return_counts=True)
+    rank = torch.arange(len(order)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    return order[rank < count].sort().values

@@ -33,19 +33,29 @@ class CandidateDraw:
         per_row: candidates drawn for each row, >= 1; fewer are left where the user was shown an item before.
         by: ``popularity`` (as often as the log has shown an item so far) or ``uniform`` over the items shown so far.
         seed: of the draw, which depends on nothing else but the row.
+        hard: how many times as many are drawn and scored; of those of a row the ``per_row`` that the teacher's first
+            task scores highest keep their label. 1: none is dropped.
     """
 
     per_row: int = 3
     by: str = "popularity"
     seed: int = 0
+    hard: int = 1
 
     def __post_init__(self) -> None:
         if self.per_row < 1:
             raise ValueError(f"per_row must be >= 1, got {self.per_row}")
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
+        if self.hard < 1:
+            raise ValueError(f"hard must be >= 1, got {self.hard}")
         if self.by not in DRAWS:
             raise ValueError(f"by must be one of {', '.join(DRAWS)}, got {self.by!r}")
+
+    @property
+    def places(self) -> int:
+        """``K``, how many are drawn for each row."""
+        return self.per_row * self.hard
 
 
 class CandidateItems:
@@ -98,7 +108,7 @@ class CandidateItems:
 
     def drawn(self, rows: Ints) -> tuple[Ints, Ints]:
         """``(donor [N, K], id [N, K])`` of the row positions ``rows [N]``; donor -1 where no item was found."""
-        count = self.draw.per_row
+        count = self.draw.places
         salt = _mix(_mix(np.uint64(self.draw.seed)) + np.arange(count, dtype=np.uint64))
         key = _mix(self._ids[rows].astype(np.uint64)[:, None] ^ salt)
         ids = (_mix(key) >> np.uint64(1)).astype(np.int64)
@@ -137,7 +147,8 @@ class CandidateItems:
         places = np.flatnonzero(donor >= 0)
         if not places.size:
             return None
-        base = self.source.batch(rows[places // self.draw.per_row], history)
+        beside = places // self.draw.places
+        base = self.source.batch(rows[beside], history)
         giver = self.source.batch(donor[places], None)
         categorical, numeric = base.categorical.clone(), base.numeric.clone()
         categorical[:, self._categorical] = giver.categorical[:, self._categorical]
@@ -150,6 +161,7 @@ class CandidateItems:
             numeric=numeric,
             labels={task: torch.zeros_like(label) for task, label in base.labels.items()},
             observed={task: torch.zeros_like(seen) for task, seen in base.observed.items()},
+            beside=torch.from_numpy(beside),
         )
         return made.validate("candidates", schema=self.source.schema), places
 
@@ -178,30 +190,31 @@ class CandidateLabels:
         _, ids = candidates.drawn(np.arange(*rows, dtype=np.int64))
         self.signal = store.read(version, ids.ravel())
         if keep is not None:
-            kept = torch.from_numpy(np.repeat(keep[slice(*rows)], candidates.draw.per_row))
+            kept = torch.from_numpy(np.repeat(keep[slice(*rows)], candidates.draw.places))
             self.signal = replace(self.signal, valid={task: seen & kept for task, seen in self.signal.valid.items()})
         if not any(bool(valid.any()) for valid in self.signal.valid.values()):
             raise DataError(
                 f"version {version!r} has no label of any candidate of these rows",
                 where=f"logit store; {candidates.describe()}",
-                fix="draw the candidates as they were drawn for the teacher: the same dataset, per_row, by and seed",
+                fix="draw the candidates as they were drawn for the teacher: same dataset, per_row, by, seed and hard",
             )
 
     def count(self, rows: tuple[int, int]) -> int:
         """How many candidates of the row positions ``[first, last + 1)`` have a label."""
-        part = slice(*((row - self.first) * self.candidates.draw.per_row for row in rows))
+        part = slice(*((row - self.first) * self.candidates.draw.places for row in rows))
         return int(torch.stack([valid[part] for valid in self.signal.valid.values()]).any(0).sum())
 
     def batch(self, rows: Ints, history: HistoryWindow | None) -> Batch | None:
-        """The candidates of the row positions ``rows [N]`` with teacher labels; None without any."""
+        """The candidates of the row positions ``rows [N]`` that have a teacher's label; None without any."""
         found = self.candidates.batch(rows, history)
         if found is None:
             return None
         made, places = found
-        count = self.candidates.draw.per_row
+        count = self.candidates.draw.places
         index = torch.from_numpy((rows[places // count] - self.first) * count + places % count)
         signal: TeacherSignal = self.signal.map(lambda column: column.index_select(0, index))
-        return made.with_teacher(signal)
+        labelled = torch.stack(list(signal.valid.values())).any(0).nonzero().squeeze(1)
+        return made.with_teacher(signal).rows(labelled) if labelled.numel() else None
 
 
 def _mix(values: Any) -> Any:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recdistill_core.errors import DataError, suggest
-from recdistill_core.rawlog import TIME_UNITS, RawNumeric
+from recdistill_core.rawlog import TIME_UNITS, RawNumeric, RawSchema
 from recdistill_parquet.dataset_format import UNOBSERVED
 
 DAY_MS = 86_400_000
@@ -116,6 +116,25 @@ class Rows:
         what = f"label of task {task!r} is {{value}}, neither 0 nor 1"
         self.refuse(wrong, what, column, "make it binary before the import; null says not observed")
         return np.where(null, UNOBSERVED, values).astype(np.int8)
+
+    def shown(self, schema: RawSchema) -> NDArray[np.bool_]:
+        """``[rows]``: which rows were shown; one that was not has no label and no action."""
+        if not schema.shown:
+            return np.ones(self.batch.num_rows, np.bool_)
+        self.refuse_null(schema.shown, "shown")
+        values, _ = self.numbers(schema.shown, "shown")
+        wrong = (values != 0) & (values != 1)
+        self.refuse(wrong, "shown is {value}, neither 0 nor 1", schema.shown, "1 for rows that were shown, else 0")
+        shown: NDArray[np.bool_] = values == 1
+        for task, column in schema.tasks.items():
+            _, null = self.numbers(column, f"label of task {task!r}")
+            what = f"a row that was not shown has label {{value}} of task {task!r}"
+            self.refuse(~shown & ~null, what, column, f"leave the label empty, or correct {schema.shown!r}")
+        for action, column in schema.actions.items():
+            values, _ = self.numbers(column, f"outcome of action {action!r}")
+            what = f"a row that was not shown has outcome {{value}} of action {action!r}"
+            self.refuse(~shown & (values != 0), what, column, f"leave the outcome empty, or correct {schema.shown!r}")
+        return shown
 
     def bits(self, column: str, action: str) -> NDArray[np.int32]:
         """``[rows]`` of 0 and 1; null reads 0."""

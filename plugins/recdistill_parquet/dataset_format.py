@@ -44,6 +44,8 @@ TRUTH = "truth"
 VOCABULARIES = "vocabularies"
 #: Stored label of a row whose outcome is not observed.
 UNOBSERVED = -1
+#: Staged in place of an action code: the row was not shown, and makes no event.
+NOT_SHOWN = -1
 _REIMPORT = "import the log again"
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recdistill_core.rawlog import HistoryRate
+from recdistill_parquet.dataset_format import NOT_SHOWN
 from recdistill_parquet.dataset_parts import PartWriter
 from recdistill_parquet.dataset_plan import Plan
 
@@ -59,8 +60,10 @@ def write_events(
     for batch in batches:
         columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
         fields = {name: columns[f"f{place}"] for place, name in enumerate(names)}
-        writer.append({**fields, "action": columns["action"], "time": columns["time"]})
-        spans_file.write(prefix.finished_users(columns["usr"]))
+        written = {**fields, "action": columns["action"], "time": columns["time"]}
+        happened = columns["action"] != NOT_SHOWN
+        writer.append({name: column[happened] for name, column in written.items()})
+        spans_file.write(prefix.finished_users(columns["usr"], happened))
         start, end, counts = prefix.advance(columns["usr"], columns["time"], columns["action"])
         shown = columns["extra"] == 0
         found = {"seq": columns["seq"][shown], "history_start": start[shown], "history_end": end[shown]}
@@ -81,7 +84,9 @@ def smoothed(rate: HistoryRate, hits: NDArray[np.int64], past: NDArray[np.int64]
 
 
 class _Prefix:
-    """Running place, user start and group start over events sorted by (user, time); a group shares user and time.
+    """Running place, user start and group start over rows sorted by (user, time); a group shares user and time.
+
+    A place is the number of events before a row: a row that was not shown is none and takes none.
 
     Args:
         bits: per history rate the action bit to count, or None.
@@ -99,15 +104,19 @@ class _Prefix:
         self.at_user = [0] * len(bits)
         self.at_group = [0] * len(bits)
 
-    def finished_users(self, user: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    def finished_users(self, user: NDArray[np.int64], happened: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
         """``usr, event_start, event_count`` of the users that ended before or in these events."""
         first = np.flatnonzero(np.diff(user, prepend=-1 if self.user is None else self.user))
-        starts = first + self.place
+        starts = self._places(happened)[first]
         if self.user is None:
             begun, who = starts, user[first]
         else:
             begun, who = np.concatenate(([self.user_start], starts)), np.concatenate(([self.user], user[first]))
         return {"usr": who[:-1], "event_start": begun[:-1], "event_count": np.diff(begun)}
+
+    def _places(self, happened: NDArray[np.bool_]) -> NDArray[np.int64]:
+        before: NDArray[np.int64] = np.cumsum(happened, dtype=np.int64) - happened + self.place
+        return before
 
     def last_user(self) -> dict[str, NDArray[np.int64]]:
         """The span of the user that the stream ended with."""
@@ -117,22 +126,23 @@ class _Prefix:
     def advance(
         self, user: NDArray[np.int64], time: NDArray[np.int64], action: NDArray[np.int32]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[np.int64]]]:
-        """``(user start, events strictly before, hits strictly before per rate)``, each ``[events]``."""
+        """``(user start, events strictly before, hits strictly before per rate)``, each ``[rows]``."""
+        happened = action != NOT_SHOWN
         new_user = np.diff(user, prepend=-1 if self.user is None else self.user) != 0
         new_group = new_user | (np.diff(time, prepend=time[0] if self.time is None else self.time) != 0)
-        place = np.arange(self.place, self.place + len(user))
+        place = self._places(happened)
         user_start = _fill(place, new_user, self.user_start)
         group_start = _fill(place, new_group, self.group_start)
         counts = []
         for number, bit in enumerate(self.bits):
-            hits = np.zeros(len(user), np.int64) if bit is None else (action >> bit & 1).astype(np.int64)
+            hits = np.zeros(len(user), np.int64) if bit is None else ((action >> bit & 1) * happened).astype(np.int64)
             before = np.cumsum(hits) - hits + self.total[number]
             at_user = _fill(before, new_user, self.at_user[number])
             at_group = _fill(before, new_group, self.at_group[number])
             counts.append(at_group - at_user)
             self.total[number] = int(before[-1] + hits[-1])
             self.at_user[number], self.at_group[number] = int(at_user[-1]), int(at_group[-1])
-        self.place += len(user)
+        self.place += int(happened.sum())
         self.user, self.time = int(user[-1]), int(time[-1])
         self.user_start, self.group_start = int(user_start[-1]), int(group_start[-1])
         return user_start, group_start - user_start, counts

@@ -54,7 +54,7 @@ class Plan:
         found = [raw.user_id, raw.item_id, raw.event_time, raw.example_id, raw.request_id, raw.position, raw.propensity]
         found += [lookup.column for lookup in self.lookups]
         found += [feature.column or feature.name for feature in raw.numeric]
-        found += [*raw.tasks.values(), *raw.actions.values(), *raw.truth.values()]
+        found += [*raw.tasks.values(), *raw.actions.values(), *raw.truth.values(), raw.shown]
         return tuple(dict.fromkeys(name for name in found if name))
 
     def event_columns(self) -> tuple[str, ...]:
@@ -148,6 +148,7 @@ def _check_leaks(raw: RawSchema, where: str) -> None:
     late = dict.fromkeys(raw.outcomes, "an outcome")
     late |= {column: f"the outcome of action {name!r}" for name, column in raw.actions.items()}
     late |= {column: f"the true probability of task {task!r}" for task, column in raw.truth.items()}
+    late |= {raw.shown: "whether the row was shown"} if raw.shown else {}
     late |= {column: f"the label of task {task!r}" for task, column in raw.tasks.items()}
     used = [("categorical feature", entry.name, entry.column or entry.name) for entry in raw.categorical]
     used += [("numeric feature", entry.name, entry.column or entry.name) for entry in raw.numeric]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from recdistill_core.errors import DataError
 from recdistill_core.rawlog import RawLog
 from recdistill_parquet.dataset_checks import Rows
+from recdistill_parquet.dataset_format import NOT_SHOWN
 from recdistill_parquet.dataset_plan import Plan
 
 #: Rows that are checked, and staged as one row group, at once.
@@ -53,6 +54,7 @@ def stage_impressions(raw: RawLog, plan: Plan, path: Path, progress: Progress | 
         if staging.rows == 0:
             rows.require(plan.impression_columns())
         columns = _impression_columns(rows, plan) | _shared_columns(rows, plan, range(len(plan.lookups)))
+        columns["action"][~rows.shown(raw.schema)] = NOT_SHOWN
         if raw.schema.time_ordered:
             newest = _check_order(rows, columns["time"], newest, raw.schema.event_time)
         for number, task in enumerate(raw.schema.tasks):

@@ -80,7 +80,9 @@ def fit_teacher(
 def candidates_of(plan: Plan, source: SampleSource, seed: int) -> CandidateItems | None:
     """The candidates that the configuration asks for, or None; teacher and students of one seed have the same."""
     config = plan.config.candidates
-    return CandidateItems(source, CandidateDraw(config.per_row, config.by, seed)) if config.per_row else None
+    return (
+        CandidateItems(source, CandidateDraw(config.per_row, config.by, seed, config.hard)) if config.per_row else None
+    )
 
 
 def history_facts(source: SampleSource, window: HistoryWindow | None, rows: tuple[int, int]) -> dict[str, Any]:

@@ -220,11 +220,13 @@ class CandidatesConfig:
     Attributes:
         per_row: candidates beside each training row; 0: none.
         by: ``popularity`` or ``uniform``; see :class:`recdistill_lightning.CandidateDraw`.
+        hard: how many times as many are scored; of a row's the ``per_row`` that the teacher scores highest are kept.
         weight: how much a candidate's soft loss counts beside a row's, finite and >= 0.
     """
 
     per_row: int = 0
     by: str = "popularity"
+    hard: int = 1
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -234,7 +236,7 @@ class CandidatesConfig:
             raise ValueError(f"weight must be finite and >= 0, got {self.weight}")
         from recdistill_lightning.candidates import CandidateDraw
 
-        CandidateDraw(max(1, self.per_row), self.by)
+        CandidateDraw(max(1, self.per_row), self.by, hard=self.hard)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class _Plain:
     propensity: str = ""
     event_fields: dict[str, str] = field(default_factory=dict)
     actions: dict[str, str] = field(default_factory=dict)
+    shown: str = ""
     outcomes: list[str] = field(default_factory=list)
     keep_rates: dict[str, Any] = field(default_factory=dict)
     truth: dict[str, str] = field(default_factory=dict)

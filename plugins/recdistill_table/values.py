@@ -44,7 +44,7 @@ def kinds(raw: RawSchema) -> dict[str, Kind]:
 
     note(Kind.TIME, raw.event_time)
     note(Kind.INTEGER, raw.example_id, raw.position)
-    note(Kind.FLAG, *raw.tasks.values(), *raw.actions.values())
+    note(Kind.FLAG, *raw.tasks.values(), *raw.actions.values(), raw.shown)
     note(Kind.REAL, raw.propensity, *raw.truth.values(), *(entry.column or entry.name for entry in raw.numeric))
     note(Kind.TEXT, raw.user_id, raw.item_id, raw.request_id, *raw.event_fields.values())
     note(Kind.TEXT, *(entry.column or entry.name for entry in raw.categorical))

@@ -10,6 +10,8 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pipeline_cases import FLIPPED, Before, config, data_module, fit, run_of, teacher_module
@@ -137,6 +139,7 @@ def test_a_dataset_that_does_not_tell_the_items_numbers_is_refused(feed: Parquet
         ({"per_row": 0}, "per_row must be >= 1, got 0"),
         ({"by": "luck"}, "by must be one of popularity, uniform, got 'luck'"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
+        ({"hard": 0}, "hard must be >= 1, got 0"),
     ],
 )
 def test_draws_that_mean_nothing(values: dict[str, Any], message: str) -> None:
@@ -171,7 +174,7 @@ def test_candidates_get_the_logit_of_the_teacher_before_the_update_and_move_no_o
     assert torch.equal(*labels)  # the teacher trains as it would without
     told = callback.candidates.committed
     assert told.facts["candidates_of"] == callback.version
-    assert told.facts["candidates"] == {"per_row": 2, "by": "popularity", "seed": 0}
+    assert told.facts["candidates"] == {"per_row": 2, "by": "popularity", "seed": 0, "hard": 1}
     assert told.count == sum(0 if batch.candidates is None else len(batch.candidates) for batch, _ in before.steps)
     assert told.count > 2500
     for batch, teacher in before.steps[1::4]:
@@ -181,10 +184,38 @@ def test_candidates_get_the_logit_of_the_teacher_before_the_update_and_move_no_o
         torch.testing.assert_close(signal.logits["click"], wanted, rtol=0, atol=1e-6)
 
 
-def test_a_label_reaches_no_candidate_of_its_own_row_nor_of_an_earlier_step(
-    feed: ParquetSource, twin: ParquetSource, tmp_path: Path
+def test_of_hard_candidates_those_keep_a_label_that_the_teacher_scores_highest(
+    feed: ParquetSource, tmp_path: Path
 ) -> None:
-    draw = CandidateDraw(3)
+    draw, before = CandidateDraw(2, hard=3), Before()
+    callback = captured(feed, tmp_path, draw, before)
+    told = callback.candidates.committed
+    assert told is not None
+    store = ParquetLogitStore(tmp_path)
+    batch, teacher = before.steps[5]
+    beside = batch.candidates
+    logit = teacher.score(beside.without_outcomes()).logits["click"]
+    kept = store.read(told.version, beside.example_id.numpy()).valid["click"]
+    for row in beside.beside.unique().tolist():
+        own = beside.beside == row
+        assert int(kept[own].sum()) == min(2, int(own.sum()))
+        if not kept[own].all():
+            assert logit[own & kept].min() >= logit[own & ~kept].max() - 1e-6
+    rows = np.flatnonzero(np.isin(feed.column("example_id"), batch.example_id.numpy()))
+    labels = CandidateLabels(CandidateItems(feed, draw), store, told.version, (0, 1500))
+    learnt = labels.batch(rows, HistoryWindow(8, 4))
+    assert learnt is not None
+    assert set(learnt.example_id.tolist()) == set(beside.example_id[kept].tolist())
+    assert learnt.teacher is not None
+    assert learnt.teacher.valid["click"].all()
+    assert torch.equal(learnt.event_time, torch.from_numpy(feed.column("event_time")[rows])[learnt.beside])
+
+
+@pytest.mark.parametrize("hard", [1, 2])
+def test_a_label_reaches_no_candidate_of_its_own_row_nor_of_an_earlier_step(
+    hard: int, feed: ParquetSource, twin: ParquetSource, tmp_path: Path
+) -> None:
+    draw = CandidateDraw(3, hard=hard)
     donor, ids = CandidateItems(feed, draw).drawn(ROWS[:1500])
     found, steps = [], []
     for name, source in (("one", feed), ("two", twin)):
@@ -202,7 +233,8 @@ def test_a_label_reaches_no_candidate_of_its_own_row_nor_of_an_earlier_step(
     assert same[step < step[FLIPPED]].all()
     later = (feed.column("user_id")[:1500] == feed.column("user_id")[FLIPPED]) & (ROWS[:1500] > FLIPPED)
     assert same[(step == step[FLIPPED]) & ~later].all()
-    assert same[step > step[FLIPPED]][there[step > step[FLIPPED]]].mean() < 0.05
+    moved = there & (found[0] != 0).numpy()
+    assert same[step > step[FLIPPED]][moved[step > step[FLIPPED]]].mean() < 0.05
 
 
 def test_a_capture_that_breaks_leaves_no_candidate(feed: ParquetSource, tmp_path: Path) -> None:
@@ -240,7 +272,7 @@ def test_labels_of_other_candidates_are_none(feed: ParquetSource, tmp_path: Path
     others = CandidateItems(feed, CandidateDraw(2, seed=9))
     with pytest.raises(DataError, match="has no label of any candidate of these rows") as caught:
         CandidateLabels(others, ParquetLogitStore(tmp_path), version, (0, 1500))
-    assert "the same dataset, per_row, by and seed" in str(caught.value)
+    assert "same dataset, per_row, by, seed and hard" in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -310,11 +342,41 @@ def test_the_soft_loss_of_a_candidate_counts_as_one_of_a_row(feed: ParquetSource
     torch.testing.assert_close(whole, alone + 0.5 * soft / 64)
 
 
+def test_candidates_that_the_log_names_get_a_label_of_the_teacher_and_are_no_event(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    request = np.repeat(np.arange(400), 3)
+    shown = np.tile([1, 0, 0], 400)
+    click = np.where(shown, rng.integers(0, 2, 1200), -1)
+    table = {
+        "user": request % 20,
+        "item": rng.integers(0, 30, 1200),
+        "time": 1_700_000_000 + 60 * request,
+        "request": request,
+        "shown": shown,
+        "click": [None if value < 0 else int(value) for value in click],
+    }
+    pq.write_table(pa.table(table), tmp_path / "log.parquet")
+    names = "user_id: user\nitem_id: item\nevent_time: time\nrequest_id: request\ntime_unit: s\nshown: shown\n"
+    (tmp_path / "log.yaml").write_text(
+        f"tasks: {{click: click}}\nactions: {{click: click}}\n{names}categorical: [item]\n"
+    )
+    importer = {"name": "table", "path": str(tmp_path / "log.parquet"), "schema": str(tmp_path / "log.yaml")}
+    results = run_of(tmp_path / "out", {**config(**QUICK), "dataset": {"importer": importer}}).all()
+    source = ParquetSource(tmp_path / "out/dataset")
+    assert source.manifest.counts["events"] == 400
+    assert results["data"]["test_rows"] == 100  # of 300, the rows that were shown
+    version = json.loads((tmp_path / "out/seed-1/mlp-distilled/manifest.json").read_text())["labels"]["version"]
+    signal = ParquetLogitStore(tmp_path / "out/labels").read(version, source.column("example_id")[:900])
+    assert signal.valid["click"].all()
+    assert np.isnan(source.column("label_click")[:900]).sum() == 600
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"candidates": {"per_row": -1}}, "per_row must be >= 0, got -1"),
         ({"candidates": {"weight": -1.0}}, "weight must be finite and >= 0, got -1.0"),
+        ({"candidates": {"per_row": 1, "hard": 0}}, "hard must be >= 1, got 0"),
         ({"candidates": {"per_row": 1, "by": "luck"}}, "by must be one of popularity, uniform, got 'luck'"),
         (
             {"candidates": {"per_row": 1}, "capture": {"mode": "out_of_fold"}},

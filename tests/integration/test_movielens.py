@@ -17,9 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples/movielens_to_parquet.py"
 @pytest.mark.realdata
 @pytest.mark.skipif(not RATINGS.is_file(), reason="RecBole, which brings MovieLens-100K, is not installed")
 def test_two_epochs_beat_chance(recdistill: Verb, tmp_path: Path) -> None:
-    lines = RATINGS.read_text().splitlines()[1:]
-    (tmp_path / "ratings.dat").write_text("\n".join(line.replace("\t", "::") for line in lines))
-    assert runpy.run_path(str(EXAMPLE))["convert"](tmp_path / "ratings.dat", tmp_path) == 100_000
+    assert runpy.run_path(str(EXAMPLE))["convert"](RATINGS, tmp_path) == 100_000
     words = (f"path={tmp_path}/ratings.parquet", f"schema={tmp_path}/schema.yaml", "--out", tmp_path / "dataset")
     answer(recdistill("data", "import", "table", *words, "--json"))
     out = ("--preset", "sasrec-ml1m", "--data", tmp_path / "dataset", "--out", tmp_path / "out", "--json")

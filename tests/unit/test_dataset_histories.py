@@ -60,6 +60,7 @@ def check_row(batch: Batch, number: int, past: list[Any], window: HistoryWindow,
     stride=st.integers(1, 12),
     oldest=st.integers(0, 4),
     seed=st.integers(0, 1000),
+    hidden=st.sets(st.integers(2, 39), max_size=20),
 )
 def test_a_row_sees_exactly_the_events_strictly_before_it(
     rows: list[dict[str, Any]],
@@ -69,20 +70,25 @@ def test_a_row_sees_exactly_the_events_strictly_before_it(
     stride: int,
     oldest: int,
     seed: int,
+    hidden: set[int],
 ) -> None:
     rows[0]["click"], rows[1]["click"] = 0, 1  # a task needs both classes
+    for number in hidden & set(range(len(rows))):  # candidates that were not shown
+        rows[number] |= {"click": None, "like": None}
+    flags = {"shown": [int(number not in hidden) for number in range(len(rows))]}
     window = HistoryWindow(oldest + max(length, stride), min(length, stride), oldest)
-    raw = log(columns(rows), SCHEMA, events=columns(extra) if extra else None, event_fields={"genre": "genre"})
+    events = columns(extra) if extra else None
+    raw = log(columns(rows) | flags, SCHEMA, events=events, event_fields={"genre": "genre"}, shown="shown")
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(raw, Path(folder) / "out", part_rows=part_rows)
         source = ParquetSource(Path(folder) / "out")
         source.verify()
         order = np.random.default_rng(seed).integers(0, len(rows), 2 * len(rows))
         batch = source.batch(order, window).validate()
-        events = naive_events(rows, extra)
-        assert source.manifest.counts["events"] == len(events)
+        seen = naive_events([row for row, shown in zip(rows, flags["shown"], strict=True) if shown], extra)
+        assert source.manifest.counts["events"] == len(seen)
         for number, example in enumerate(batch.example_id.tolist()):
-            past = naive_past(events, rows[example])
+            past = naive_past(seen, rows[example])
             check_row(batch, number, past, window, source)
             np.testing.assert_allclose(batch.numeric[number, 1:].numpy(), naive_rates(past), rtol=1e-6)
             assert bool(batch.observed["click"][number]) == (rows[example]["click"] is not None)

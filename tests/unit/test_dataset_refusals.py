@@ -73,6 +73,18 @@ BAD_VALUES: list[tuple[dict[str, list[Any]], dict[str, Any], tuple[str, ...]]] =
     (of("p", [0.5, 1.1, 1, 1, 1, 1]), {"propensity": "p"}, ("propensity is 1.1, outside (0, 1]", "row 2")),
     (of("p", [0.5, 1.0, 1, 1, 1, None]), {"propensity": "p"}, ("propensity is None, outside (0, 1]", "row 6")),
     (of("t", [0.5, 1.0, 2, 1, 1, 1]), {"truth": {"click": "t"}}, ("true probability of task 'click' is 2", "row 3")),
+    (of("seen", [1, 1, 1, 2, 1, 1]), {"shown": "seen"}, ("shown is 2, neither 0 nor 1", "row 4", "1 for rows that")),
+    (of("seen", [1, 1, 1, None, 1, 1]), {"shown": "seen"}, ("shown is null", "row 4, column 'seen'")),
+    (
+        of("seen", [1, 0, 1, 1, 1, 1]),
+        {"shown": "seen"},
+        ("a row that was not shown has label 0 of task 'click'", "row 2, column 'click'", "leave the label empty"),
+    ),
+    (
+        of("seen", [1, 1, 0, 1, 1, 1]),
+        {"shown": "seen"},
+        ("a row that was not shown has outcome 1 of action 'like'", "row 3, column 'like'", "correct 'seen'"),
+    ),
     (of("click", [0, 0, None, 0, 0, 0]), {}, ("task 'click' has only label 0 in 5 observed rows", "both classes")),
     (of("click", [1] * 6), {}, ("task 'click' has only label 1 in 6 observed rows", "a test log")),
     (of("click", [None] * 6), {}, ("task 'click' has no observed label in 0 observed rows",)),
@@ -97,6 +109,10 @@ def test_a_bad_value_is_refused_with_its_place(
 
 
 BAD_SCHEMAS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    (
+        {"shown": "seen", "numeric": (RawNumeric("seen"),)},
+        ("numeric feature 'seen'", "whether the row was shown", "only after"),
+    ),
     (
         {"categorical": (RawCategorical("watch_time"),)},
         ("categorical feature 'watch_time'", "an outcome", "only after"),
