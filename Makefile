@@ -16,7 +16,7 @@ help:
 	@echo 'make bench     the benchmarks, with this machine beside the numbers'
 	@echo 'make bench-store  the label store alone: against files, arrays, DuckDB and LMDB'
 	@echo 'make bench-teacher  the HSTU teacher and its attention alone; a GPU is measured where there is one'
-	@echo 'make bench-eta  ways to transfer on KuaiRand: two sweeps and their comparison, an hour or two on 2 cores'
+	@echo 'make bench-eta  ways to transfer, sizes, capture and choices on four datasets: a few hours on 2 cores'
 	@echo 'make versions  what is installed in $(VENV)'
 	@echo 'make clean     remove $(VENV), caches and build outputs; runs/ stays'
 	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)'
@@ -53,10 +53,18 @@ bench-teacher: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench_scoring.py
 
 bench-eta: $(VENV)/.bench
-	$(BIN)/recdistill sweep benchmarks/eta/tune.yaml --out runs/eta/tune --workers 2
-	$(BIN)/recdistill sweep benchmarks/eta/strategies.yaml --out runs/eta/strategies --workers 2
-	$(BIN)/recdistill compare runs/eta/strategies/runs/* --metric auc --metric gauc --metric ne \
-	  --plot runs/eta/plots --out runs/eta/strategies.md
+	@set -e; for name in new-student same-data simulator movielens; do \
+	  if [ $$name = movielens ] && [ ! -d ml/dataset ]; then \
+	    echo 'movielens is left out: benchmarks/eta/movielens.yaml says how to bring the ratings to ml/dataset'; continue; \
+	  fi; \
+	  $(BIN)/recdistill sweep benchmarks/eta/tables-$$name.yaml --out runs/eta/tables --workers 2; \
+	  for table in strategy size capture choice; do \
+	    for any in runs/eta/tables/runs/$$name,$$table-*; do [ -d "$$any" ] || continue 2; break; done; \
+	    $(BIN)/recdistill compare runs/eta/tables/runs/$$name,strategy-rec_distill \
+	      $$(ls -d runs/eta/tables/runs/$$name,$$table-* | grep -v strategy-rec_distill) \
+	      --plot runs/eta/$$name-$$table --out runs/eta/$$name-$$table.md; \
+	  done; \
+	done
 
 versions: $(VENV)/.test
 	@$(BIN)/python --version
