@@ -32,9 +32,9 @@ class Row:
     Attributes:
         name: unlike that of any other row. run: its directory. student: its label in the run.
         settings: ``{key.path: value}`` of what it came from. capture: how its labels came to be.
-        channel: what passed from the teacher to it.
         logits: ``{side: [one [N] array per seed]}`` in the order of :attr:`Runs.example_id`.
         sizes: parameters of ``teacher`` (None where it was not trained here) and ``student``, and label ``coverage``.
+        channel: what passed from the teacher to it.
     """
 
     name: str
@@ -42,9 +42,9 @@ class Row:
     student: str
     settings: Mapping[str, Any]
     capture: str
-    channel: str
     logits: Mapping[str, list[Floats]]
     sizes: Mapping[str, float | None]
+    channel: str = LOGITS_ALONE
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     several = any(len(result["students"]) > 1 for result in results)
     places = [f"{place}, {label}" if several else place for place, label in _places(paths, found)]
     rows = [
-        Row(name, path, label, plain, result["capture"], _channel(result), logits, _sizes(result, label))
+        Row(name, path, label, plain, result["capture"], logits, _sizes(result, label), _channel(result))
         for name, plain, (path, _, label, _, result, logits) in zip(
             names(settings, places), settings, found, strict=True
         )
