@@ -11,7 +11,19 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from pipeline_cases import FLIPPED, TEACHER, Before, config, data_module, fit, run_of, teacher_module
+from pipeline_cases import (
+    FLIPPED,
+    TEACHER,
+    Before,
+    Verb,
+    answer,
+    config,
+    data_module,
+    fit,
+    run_of,
+    teacher_module,
+    write_config,
+)
 from safetensors.torch import load_file
 
 from recdistill_compare.job import compare_runs
@@ -367,6 +379,20 @@ def test_runs_share_teachers_and_raw_students_that_do_not_depend_on_how_states_a
                      "recent=8, delay_minutes=0, of=token"]  # fmt: skip
     distilled = [tmp_path / name / "seed-1/mlp-distilled/model.safetensors" for name in reads]
     assert not same_weights(distilled[0], distilled[1])
+
+
+@pytest.mark.slow
+def test_a_sweep_over_ways_to_read_states_trains_one_teacher_and_one_raw_student(
+    feed_path: Path, recdistill: Verb, tmp_path: Path
+) -> None:
+    plain = {"run": config(feed_path, **QUICK, **WIDTH), "grid": {"states.recent": [2, 4]}}
+    file = write_config(tmp_path / "sweep.yaml", plain)
+    out = tmp_path / "out"
+    done = answer(recdistill("sweep", file, "--out", out, "--workers", 1, "--json"))
+    assert [entry["status"] for entry in done["runs"].values()] == ["finished", "finished"]
+    assert len(list((out / "shared/steps").iterdir())) == 2
+    told = [read(path)["states"]["recent"] for path in sorted(out.glob("runs/*/seed-1/mlp-distilled/manifest.json"))]
+    assert told == [2, 4]
 
 
 def test_a_transformers_teacher_has_states_too(feed_path: Path, tmp_path: Path) -> None:
