@@ -77,6 +77,7 @@ def compare_runs(
                 "run": str(row.run),
                 "student": row.student,
                 "capture": row.capture,
+                "channel": row.channel,
                 "sizes": dict(row.sizes),
                 "differs": differs,
             }

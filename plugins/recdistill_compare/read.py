@@ -17,6 +17,7 @@ from recdistill_core.errors import DataError, IntegrityError, UsageError
 from recdistill_core.interfaces import SampleSource
 from recdistill_core.registry import installed
 from recdistill_pipeline.plan import make_plan
+from recdistill_pipeline.report import LOGITS_ALONE
 from recdistill_pipeline.rundir import config_of, read_json
 from recdistill_pipeline.shared import dataset_home
 from recdistill_pipeline.statistics_bootstrap import SIDES
@@ -33,6 +34,7 @@ class Row:
         settings: ``{key.path: value}`` of what it came from. capture: how its labels came to be.
         logits: ``{side: [one [N] array per seed]}`` in the order of :attr:`Runs.example_id`.
         sizes: parameters of ``teacher`` (None where it was not trained here) and ``student``, and label ``coverage``.
+        channel: what passed from the teacher to it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Row:
     capture: str
     logits: Mapping[str, list[Floats]]
     sizes: Mapping[str, float | None]
+    channel: str = LOGITS_ALONE
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     several = any(len(result["students"]) > 1 for result in results)
     places = [f"{place}, {label}" if several else place for place, label in _places(paths, found)]
     rows = [
-        Row(name, path, label, plain, result["capture"], logits, _sizes(result, label))
+        Row(name, path, label, plain, result["capture"], logits, _sizes(result, label), _channel(result))
         for name, plain, (path, _, label, _, result, logits) in zip(
             names(settings, places), settings, found, strict=True
         )
@@ -124,6 +127,10 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     assert reader.example_id is not None
     label, user = _outcomes(paths, configs, manifests[0]["dataset"], first["task"], reader.example_id)
     return Runs(rows, list(first["seeds"]), reader.example_id, label, user, first["task"], first)
+
+
+def _channel(result: Mapping[str, Any]) -> str:
+    return str(result.get("channel", LOGITS_ALONE))  # earlier runs do not say it
 
 
 def _places(paths: Sequence[Path], found: Sequence[Any]) -> list[tuple[str, str]]:

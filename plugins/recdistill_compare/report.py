@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from recdistill_compare.job import NO_ETA
-from recdistill_pipeline.report import Row, eta_cell, interval_cell, markdown
+from recdistill_pipeline.report import LOGITS_ALONE, Row, eta_cell, interval_cell, markdown
 from recdistill_pipeline.statistics import WITHIN_NOISE
 from recdistill_pipeline.statistics_bootstrap import SIDES
 
@@ -21,15 +21,21 @@ SHORT = {WITHIN_NOISE: "teacher's gain within noise", NO_ETA: "undefined"}
 
 def value_rows(answer: Mapping[str, Any], name: str) -> list[Row]:
     """Cells of one metric: every row's models, averaged over seeds, and eta."""
-    captures = {row["name"]: row["capture"] for row in answer["rows"]}
+    marks = {row["name"]: _mark(row) for row in answer["rows"]}
     return [
         (
-            row["name"] + (" (LEAKY labels: no result)" if captures[row["name"]] == "leaky" else ""),
+            row["name"] + marks[row["name"]],
             *(interval_cell({**row[side], "low": None}, ".4f") for side in SIDES),
             eta_cell(_short(row["eta"])),
         )
         for row in answer["metrics"][name]["rows"]
     ]
+
+
+def _mark(row: Mapping[str, Any]) -> str:
+    """What must not be overlooked of a row."""
+    leaky = " (LEAKY labels: no result)" if row["capture"] == "leaky" else ""
+    return leaky + (f" ({row['channel']})" if row["channel"] != LOGITS_ALONE else "")
 
 
 def difference_rows(answer: Mapping[str, Any], name: str) -> list[Row]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from recdistill_lightning.folds import Fold, make_folds
     from recdistill_lightning.modules import Optimisation, StudentModule, TeacherModule
     from recdistill_lightning.sharding import FSDP2Strategy, save_full_weights
+    from recdistill_lightning.state_capture import StateCapture, states_after_training, states_with_later
+    from recdistill_lightning.state_compressor import StateCompressor
+    from recdistill_lightning.state_source import StateSource
+    from recdistill_lightning.states import States, read_states, write_states
     from recdistill_lightning.trained import TrainedExamples
 
 _HOMES = {
@@ -33,6 +37,10 @@ _HOMES = {
     "LogitCapture": "capture",
     "Optimisation": "modules",
     "ReadOrder": "data",
+    "StateCapture": "state_capture",
+    "StateCompressor": "state_compressor",
+    "StateSource": "state_source",
+    "States": "states",
     "StudentModule": "modules",
     "TeacherModule": "modules",
     "TrainedExamples": "trained",
@@ -41,6 +49,10 @@ _HOMES = {
     "load_sharded": "checkpoints",
     "make_folds": "folds",
     "read_labels": "data",
+    "read_states": "states",
+    "states_after_training": "state_capture",
+    "states_with_later": "state_capture",
+    "write_states": "states",
     "save_full_weights": "sharding",
     "save_sharded": "checkpoints",
 }
@@ -55,6 +67,10 @@ __all__ = [
     "LogitCapture",
     "Optimisation",
     "ReadOrder",
+    "StateCapture",
+    "StateCompressor",
+    "StateSource",
+    "States",
     "StudentModule",
     "TeacherModule",
     "TrainedExamples",
@@ -63,8 +79,12 @@ __all__ = [
     "load_sharded",
     "make_folds",
     "read_labels",
+    "read_states",
     "save_full_weights",
     "save_sharded",
+    "states_after_training",
+    "states_with_later",
+    "write_states",
 ]
 
 

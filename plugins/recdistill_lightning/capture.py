@@ -13,16 +13,22 @@ import torch
 from torch import Tensor
 
 from recdistill_core.batch import Batch
-from recdistill_core.errors import LeakError, UsageError
+from recdistill_core.errors import UsageError
 from recdistill_core.fingerprint import digest
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LabelWriter, LogitStore
 from recdistill_core.ranks import from_first, rows_of_all_ranks
 from recdistill_lightning.candidate_capture import CandidateCapture
 from recdistill_lightning.candidates import CandidateItems
+from recdistill_lightning.capture_checks import (
+    first_sight,
+    forwards,
+    refuse_shuffling,
+    require_new,
+    require_one_pass,
+)
 from recdistill_lightning.capture_versions import committed, require_not_revoked, told_what_to_do
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.modules import TeacherModule
-from recdistill_lightning.order import SHUFFLED
 from recdistill_lightning.trained import TrainedExamples
 
 __all__ = ["LogitCapture", "TrainedExamples"]
@@ -89,7 +95,7 @@ class LogitCapture(L.Callback):
                 f"LogitCapture needs a TeacherModule, got {type(pl_module).__name__}",
                 fix="wrap the teacher in recdistill_lightning.TeacherModule",
             )
-        _refuse_shuffling(trainer)
+        refuse_shuffling(trainer)
         snapshot, view, seed = self._data_facts(trainer)
         pl_module.trained.add(self._restored.ids())
         self._before = TrainedExamples(pl_module.trained.ids())
@@ -114,8 +120,8 @@ class LogitCapture(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Note how many updates and forward passes precede this batch."""
-        self._updates, self._forwards = trainer.global_step, _forwards(pl_module)
-        if self._updates >= self.warmup_steps and self._first_sight(trainer) and isinstance(pl_module, TeacherModule):
+        self._updates, self._forwards = trainer.global_step, forwards(pl_module)
+        if self._updates >= self.warmup_steps and first_sight(trainer) and isinstance(pl_module, TeacherModule):
             self.candidates.score(pl_module, batch, trainer.precision_plugin.forward_context())
 
     def on_train_batch_end(
@@ -124,24 +130,10 @@ class LogitCapture(L.Callback):
         """Keep the logits that this step's forward pass gave."""
         with told_what_to_do(self.version, self._again):
             self.candidates.keep(self._updates)
-        if not self._capturing or self._updates < self.warmup_steps or not self._first_sight(trainer):
+        if not self._capturing or self._updates < self.warmup_steps or not first_sight(trainer):
             return
-        # the ids of all processes, so that all of them refuse, and none is left waiting for the others
-        ids = batch.example_id.cpu() if batch.share is None else batch.share.ids
-        seen = self._before.known(ids.numpy())
-        if seen.any():
-            raise LeakError(
-                f"{int(seen.sum())} examples of this batch were trained on in an earlier fit",
-                where=f"example {int(ids[torch.from_numpy(seen)][0])}, step {self._updates}",
-                fix="capture only examples that are new to the teacher",
-            )
-        passes = _forwards(pl_module) - self._forwards
-        if passes != 1:
-            raise LeakError(
-                f"the optimizer ran {passes} forward passes over one batch; only the first precedes the update",
-                where=f"step {self._updates}",
-                fix="use an optimizer that needs one pass, such as Adam",
-            )
+        require_new(self._before, batch, self._updates)
+        require_one_pass(forwards(pl_module) - self._forwards, self._updates)
         ids, logits = rows_of_all(batch, outputs["logits"])
         if self._writer is not None:
             with told_what_to_do(self.version, self._again):
@@ -170,11 +162,6 @@ class LogitCapture(L.Callback):
             return {}
         until = self._before.until(data.source)
         return {"trained_until": int(data.source.column("event_time")[data.phases.start]) if until is None else until}
-
-    def _first_sight(self, trainer: L.Trainer) -> bool:
-        data = getattr(trainer, "datamodule", None)
-        epoch = trainer.current_epoch
-        return data.phases.first_sight(epoch) if isinstance(data, DistillationDataModule) else epoch == 0
 
     def _data_facts(self, trainer: L.Trainer) -> tuple[str, str, int]:
         """Snapshot, view and seed: as given, else those of the data module."""
@@ -217,22 +204,6 @@ def _reading(trainer: L.Trainer) -> list[Any]:
         return []
     kept = [] if data.keep is None else [digest(np.packbits(data.keep).tobytes().hex())]
     return [data.order, data.phases, *kept]
-
-
-def _refuse_shuffling(trainer: L.Trainer) -> None:
-    """A later row's history holds the label of the rows before it, so a user's rows must be read in time order."""
-    data = getattr(trainer, "datamodule", None)
-    if isinstance(data, DistillationDataModule) and data.order.within in SHUFFLED and data.order.window_hours > 0:
-        raise LeakError(
-            "in a shuffled window the teacher could be trained on a later row of a user, whose history holds the label "
-            "of a row that is captured only then",
-            where=f"ReadOrder(within={data.order.within!r})",
-            fix="read the teacher's rows with within='user' or 'time'",
-        )
-
-
-def _forwards(module: L.LightningModule) -> int:
-    return module.forwards if isinstance(module, TeacherModule) else 0
 
 
 def _now() -> int:

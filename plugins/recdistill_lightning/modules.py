@@ -19,6 +19,7 @@ from recdistill_core.objective import Objective
 from recdistill_core.ranks import sum_over_ranks
 from recdistill_core.strategy import Paced
 from recdistill_lightning.data import DistillationDataModule
+from recdistill_lightning.hidden import hidden_of
 from recdistill_lightning.shares import loss_weight
 from recdistill_lightning.trained import TrainedExamples
 
@@ -220,6 +221,7 @@ class TeacherModule(_Module):
     Attributes:
         trained: the examples this teacher has been trained on, in every fit; part of Lightning's checkpoints.
         forwards: training forward passes so far.
+        hands_out: name of the hidden activation that a training step hands out beside the logits; empty: none.
     """
 
     def __init__(
@@ -235,6 +237,7 @@ class TeacherModule(_Module):
         self.teacher = teacher
         self.trained = TrainedExamples()
         self.forwards = 0
+        self.hands_out = ""
 
     @property
     def history(self) -> HistoryWindow | None:
@@ -250,14 +253,18 @@ class TeacherModule(_Module):
         return self.teacher.score(batch.without_outcomes())
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """The loss, and under ``logits`` the raw logits of this very forward pass, which precede the update."""
+        """The loss, and under ``logits`` the raw logits of this very forward pass, which precede the update.
+
+        Under ``hidden``, where somebody wants it (:attr:`hands_out`), its hidden activation ``[N, *]``, detached.
+        """
         self.forwards += 1
         self.trained.add((batch.example_id if batch.share is None else batch.share.ids).cpu().numpy())
         scores: Scores = self.teacher.training_scores(batch.without_outcomes())
         _require_logits(self.teacher, scores.logits, self.objectives, len(batch))
         terms = {task: self.objective(task).terms({"main": scores.logits[task]}, batch) for task in self.objectives}
         logits = {task: scores.logits[task].detach() for task in self.objectives}
-        return {"loss": self._reduced(batch, terms), "logits": logits}
+        hidden = {"hidden": hidden_of(self.teacher, scores, self.hands_out, len(batch))} if self.hands_out else {}
+        return {"loss": self._reduced(batch, terms), "logits": logits, **hidden}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained on beside the weights."""

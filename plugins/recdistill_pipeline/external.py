@@ -36,11 +36,17 @@ def black_box(plan: Plan, source: SampleSource) -> Teacher | None:
     """The configured teacher where it cannot be trained; None for one that recdistill trains.
 
     Raises:
-        UsageError: if it is to score candidates, which is done in training.
+        UsageError: if it is to score candidates or to hand out hidden states, which is done in training.
     """
     teacher: Teacher = plan.teacher.build(BuildContext(source.schema, plan.config.all_tasks(), source))
     if isinstance(teacher, TrainableTeacher):
         return None
+    if plan.config.states.width:
+        raise UsageError(
+            f"teacher {plan.teacher.name!r} is not trained here, and hidden states are kept in training",
+            where="states.width",
+            fix="set states.width to 0, or use a teacher that the run trains",
+        )
     if plan.config.candidates.per_row:
         raise UsageError(
             f"teacher {plan.teacher.name!r} is not trained here, and candidates are scored in training",

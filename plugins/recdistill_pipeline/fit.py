@@ -29,6 +29,7 @@ from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.pretrained import take_over
 from recdistill_pipeline.runconfig import TrainingConfig
 from recdistill_pipeline.scoring import rows_by_user
+from recdistill_pipeline.states import leave_states, state_capture, state_facts
 from recdistill_pipeline.student_labels import as_it_was, chosen_rows, label_facts, student_labels
 from recdistill_pipeline.student_view import student_view
 
@@ -58,12 +59,15 @@ def fit_teacher(
     # resume: a crash may fall between the commit of the labels and that of the step
     facts = {**label_notes(plan), **taken}
     capture = LogitCapture(store, warmup_steps=plan.config.capture.warmup_steps, facts=facts, resume=True)
-    callbacks = [capture] if plan.config.capture.mode == "prequential" else []
+    states = state_capture(plan)
+    callbacks: list[Any] = [capture] if plan.config.capture.mode == "prequential" else []
+    callbacks += [] if states is None else [states]
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
     trainer.fit(module, data, epochs=data.epochs, callbacks=callbacks, out=out / "log", title=f"teacher, seed {seed}")
     save_weights(module.state_dict(), out / "model.safetensors")
     module.trained.save(out / "trained_on.npy")
     labels = list(folds) or [capture.committed or _capture_leaky(plan, module, data, store, facts)]
+    kept = leave_states(plan, states, module, source, split, seed, labels[0].version, out)
     return {
         "kind": "teacher",
         "seed": seed,
@@ -73,6 +77,7 @@ def fit_teacher(
         "history": history_facts(source, module.history, split.teacher),
         "debiasers": debiaser_reports(module),
         **({"candidates": label_facts([capture.candidates.committed])} if capture.candidates.committed else {}),
+        **kept,
         **taken,
     }
 
@@ -180,11 +185,13 @@ def fit_student(
     ``run`` is the directory in whose name the labels' snapshot is pinned; None leaves it unpinned.
     """
     config = plan.config.training_of_students(distilled=teacher is not None)
-    source = student_view(plan, source, None if teacher is None or run is None else run / f"seed-{seed}/teacher")
+    step = None if teacher is None or run is None else run / f"seed-{seed}/teacher"
+    source = student_view(plan, source, step)
     module = build_student(plan, label, source.schema, seed, distilled=teacher is not None)
     facts: dict[str, Any] = {"kind": "student", "student": label, "seed": seed, "labels": None}
     signal = beside = None
     if teacher is not None:
+        facts |= state_facts(plan, source, step, split.student)
         aligned, facts["labels"] = student_labels(plan, source, split.student, store, teacher["labels"], run)
         signal = aligned.signal
         drawn = candidates_of(plan, source, seed)

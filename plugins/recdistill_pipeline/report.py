@@ -9,6 +9,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 Row = tuple[str, ...]
+#: ``channel`` in metrics.json: what passes from the teacher to the students.
+LOGITS_ALONE, WITH_STATES = "logits", "logits and hidden states"
 
 
 def metric_names(results: Mapping[str, Any]) -> list[str]:
@@ -87,6 +89,13 @@ def summary(results: Mapping[str, Any]) -> str:
                 "> is for those who made its scores to say.",
             ]
         lines += [""]
+    if results.get("channel", LOGITS_ALONE) != LOGITS_ALONE:
+        lines += [
+            "> **Hidden states.** Beside the teacher's logits the distilled students read its hidden states of their",
+            "> users' past, in training and when they are served. Compare these numbers with those of other runs with",
+            "> hidden states; they are not those of a teacher that is a black box.",
+            "",
+        ]
     data = results["data"]
     teacher_rows = f"{data['teacher_rows']:,} rows" if data["teacher_rows"] else "rows unknown here"
     lines += [

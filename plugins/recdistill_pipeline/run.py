@@ -29,6 +29,7 @@ from recdistill_pipeline.pretrained import Pretrained, require_folder, require_p
 from recdistill_pipeline.report import summary
 from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here, versions
 from recdistill_pipeline.shared import SharedFolder, dataset_home, raw_settings, store_spec, teacher_settings
+from recdistill_pipeline.states import channel_of
 from recdistill_pipeline.student_labels import require_others
 
 
@@ -275,6 +276,7 @@ class Run:
             "name": self.plan.config.name,
             "task": self.plan.config.task,
             "capture": self._labels()["mode"],
+            "channel": channel_of(self.plan),
             "capture_modes": self._labels().get("modes", [self._labels()["mode"]]),
             "confidence": self.plan.config.evaluation.confidence,
             "data": {

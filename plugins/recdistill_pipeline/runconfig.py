@@ -240,6 +240,37 @@ class CandidatesConfig:
 
 
 @dataclass(frozen=True)
+class StatesConfig:
+    """Hidden states of the teacher, which students read of their users' past rows (LoopFM, arXiv 2605.29280).
+
+    Attributes:
+        width: numbers that are kept of a row's state, even; 0: no states. bits: of each number, 2 to 8.
+        recent: newest rows of the user whose states are averaged, >= 1.
+        delay_minutes: a state can be read only by rows that are more than this much later, >= 0.
+        of: which activation of the teacher, by its name in ``Scores.hidden``.
+    """
+
+    width: int = 0
+    bits: int = 4
+    recent: int = 8
+    delay_minutes: int = 0
+    of: str = "state"
+
+    def __post_init__(self) -> None:
+        if self.width < 0 or self.width % 2:
+            raise ValueError(f"width must be even and >= 0, got {self.width}")
+        from recdistill_lightning.states import require_shape
+
+        require_shape(self.width or 2, self.bits)
+        if self.recent < 1:
+            raise ValueError(f"recent must be >= 1, got {self.recent}")
+        if self.delay_minutes < 0:
+            raise ValueError(f"delay_minutes must be >= 0, got {self.delay_minutes}")
+        if not self.of:
+            raise ValueError("of must name an activation of the teacher, such as state")
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured on the test rows.
 
@@ -277,6 +308,7 @@ class RunConfig:
         seeds: each seed trains a teacher, and every student raw and distilled.
         raw_training: where the raw students' training differs from ``student_training``.
         candidates: items that were not shown, scored by the teacher as it trains.
+        states: hidden states of the teacher that students read of their users' past.
         pretrained: what the teacher takes over from a model that was pre-trained.
         pretrain: settings of ``teacher pretrain``; the run itself does not read them.
         threads: CPU threads; 0 leaves torch's choice.
@@ -301,6 +333,7 @@ class RunConfig:
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
+    states: StatesConfig = field(default_factory=StatesConfig)
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
     pretrain: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -323,6 +356,11 @@ class RunConfig:
         if self.candidates.per_row and not (self.labels.own and self.capture.mode == CaptureMode.PREQUENTIAL.value):
             raise ValueError(
                 "candidates are scored by the run's own teacher before each update: they need capture.mode "
+                "'prequential' and 'own' among labels.versions"
+            )
+        if self.states.width and not (self.labels.own and self.capture.mode == CaptureMode.PREQUENTIAL.value):
+            raise ValueError(
+                "hidden states are those of the run's own teacher before each update: they need capture.mode "
                 "'prequential' and 'own' among labels.versions"
             )
 

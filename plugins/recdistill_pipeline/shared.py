@@ -26,8 +26,9 @@ from recdistill_core.fingerprint import digest, file_sha256
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.rundir import RunDirectory, checked_file, read_json, versions
 
-#: Settings that no trained model depends on. Whatever is not named here or below counts.
-NEITHER = ("name", "shared", "seeds", "labels", "evaluation", "exporters", "pretrain", "store")
+#: Settings that no trained model depends on; of ``states`` what counts is added below. Whatever is not named here or in
+#: the next lines counts.
+NEITHER = ("name", "shared", "seeds", "labels", "evaluation", "exporters", "pretrain", "store", "states")
 OF_STUDENTS = ("students", "strategy", "loss", "student_training", "raw_training", "student_debiasers")
 OF_TEACHERS = ("teacher", "teacher_training", "teacher_debiasers", "capture", "candidates", "pretrained")
 #: File of an entry of ``arrays/``.
@@ -63,6 +64,9 @@ def teacher_settings(plan: Plan) -> dict[str, Any]:
     kept["candidates"] = {key: value for key, value in plain["candidates"].items() if key != "weight"}
     if plan.config.capture.mode == "out_of_fold":  # copies score in batches of this size
         kept["batch_size"] = plan.config.evaluation.batch_size
+    if plan.config.states.width:  # what students read of them is not the teacher's; later rows are scored in batches
+        kept["states"] = {key: plain["states"][key] for key in ("width", "bits", "of")}
+        kept["batch_size"] = plan.config.evaluation.batch_size
     code = _code(plan, "importer", "teacher", "debiaser", "trainer")
     return {**kept, "store": plain["store"], "code": code, "versions": _ours()}
 
@@ -74,6 +78,8 @@ def raw_settings(plan: Plan, label: str) -> dict[str, Any]:
     kept = {key: value for key, value in plain.items() if key not in others}
     kept["student_training"] = asdict(plan.config.training_of_students(distilled=False))
     kept["split"] = {key: value for key, value in plain["split"].items() if key != "test_until"}
+    if plan.config.states.width:  # so many columns, all of them 0
+        kept["states_width"] = plan.config.states.width
     student = {"label": label, **plan.students[label].pinned()}
     code = _code(plan, "importer", "student", "debiaser", "trainer")
     return {**kept, "students": student, "code": code, "versions": _ours()}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from recdistill_core.interfaces import SampleSource
 from recdistill_pipeline.plan import Plan
+from recdistill_pipeline.states import with_states
 
 
 def student_view(plan: Plan, source: SampleSource, teacher: Path | None) -> SampleSource:
@@ -15,4 +16,4 @@ def student_view(plan: Plan, source: SampleSource, teacher: Path | None) -> Samp
         plan: the run's. source: the dataset. teacher: folder of the finished teacher step of the student's seed; None
             for a raw student, whose columns are those of a distilled one, with nothing of a teacher in them.
     """
-    return source
+    return with_states(plan, source, teacher)

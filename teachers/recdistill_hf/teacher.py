@@ -71,7 +71,10 @@ class HFTeacher(TrainableTeacher):
             check_config(self._attention)
 
     def training_scores(self, batch: Batch) -> Scores:
-        """Logits ``{task: [N]}`` with gradient, in the current mode.
+        """Logits ``{task: [N]}`` with gradient, in the current mode, and what the head read and made.
+
+        ``hidden`` holds ``state [N, D]`` (the newest event that a row sees, after the last layer; zeros where it sees
+        none), ``token [N, D]`` (the candidate, likewise) and ``head [N, H]`` (the head's last hidden layer).
 
         Raises:
             DataError: if a history is longer than ``max_length``, or its events lack a field of the schema.
@@ -87,7 +90,7 @@ class HFTeacher(TrainableTeacher):
         ends, owner = layout.visible[layout.num_events :], layout.history[layout.num_events :]
         padded = torch.cat([events, events.new_zeros(1, events.shape[1])])  # the last for a row that sees no event
         newest = torch.where(ends > 0, layout.offsets[owner] + ends - 1, layout.num_events)
-        return Scores(self.head(token, padded.index_select(0, newest), batch.categorical, batch.numeric))
+        return self.head.scores(token, padded.index_select(0, newest), batch.categorical, batch.numeric)
 
     def _encode(self, x: Tensor, layout: Layout) -> Tensor:
         backend = self._backend()

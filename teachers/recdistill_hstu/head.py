@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from recdistill_core.batch import Scores
 from recdistill_core.errors import ConfigError, Problem, suggest
 from recdistill_core.features import CrossLayer, FeatureEmbedding
 from recdistill_core.schema import Schema
@@ -74,13 +75,20 @@ class ScoringHead(nn.Module):
         _xavier(self)
 
     def forward(self, token: Tensor, state: Tensor, categorical: Tensor, numeric: Tensor) -> dict[str, Tensor]:
-        """Logits ``{task: [N]}``.
+        """Logits ``{task: [N]}``; see :meth:`scores`."""
+        return dict(self.scores(token, state, categorical, numeric).logits)
+
+    def scores(self, token: Tensor, state: Tensor, categorical: Tensor, numeric: Tensor) -> Scores:
+        """Logits ``{task: [N]}``, and as hidden activations ``token`` and ``state`` as given and ``head``.
+
+        ``head`` is ``[N, H]``, what the MLP's last hidden layer gives; without hidden layers it is what the MLP reads.
 
         Args:
             token: ``[N, D]`` candidate tokens after the last layer.
             state: ``[N, D]`` newest visible event after the last layer; zeros where a row sees none.
             categorical: ``[N, Fc]`` int64. numeric: ``[N, Fn]``.
         """
+        given = {"state": state, "token": token}
         token, state = normalise(token), normalise(state)
         first = torch.cat([self.features(categorical), numeric.to(token.dtype), token, state], dim=1)
         crossed = first
@@ -88,7 +96,8 @@ class ScoringHead(nn.Module):
             crossed = layer(first, crossed)
         deep = self.deep(torch.cat([first, token * state], dim=1))
         logits = self.logits(torch.cat([crossed, deep], dim=1))
-        return dict(zip(self.tasks, logits.unbind(1), strict=True))
+        answer = dict(zip(self.tasks, logits.unbind(1), strict=True))
+        return Scores(answer, {**given, "head": deep})
 
 
 def _read(schema: Schema, leave_out: Sequence[str]) -> list[str]:

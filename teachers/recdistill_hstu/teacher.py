@@ -64,7 +64,10 @@ class HSTUTeacher(TrainableTeacher):
         self.head = ScoringHead(config, schema, tasks)
 
     def training_scores(self, batch: Batch) -> Scores:
-        """Logits ``{task: [N]}`` with gradient, in the current mode.
+        """Logits ``{task: [N]}`` with gradient, in the current mode, and what the head read and made.
+
+        ``hidden`` holds ``state [N, D]`` (the newest event that a row sees, after the last layer; zeros where it sees
+        none), ``token [N, D]`` (the candidate, likewise) and ``head [N, H]`` (the head's last hidden layer).
 
         Raises:
             DataError: if a history is longer than ``max_length``, or its events lack a field of the schema.
@@ -80,7 +83,7 @@ class HSTUTeacher(TrainableTeacher):
             layout = Layout.of(batch, layout.span)
         events, token, newest = self._transduce(batch, layout)
         padded = torch.cat([events, events.new_zeros(1, events.shape[1])])  # the last for a row that sees no event
-        return Scores(self.head(token, padded.index_select(0, newest), batch.categorical, batch.numeric))
+        return self.head.scores(token, padded.index_select(0, newest), batch.categorical, batch.numeric)
 
     def encode(self, events: Mapping[str, Tensor], offsets: Tensor) -> EncodedHistories:
         """Whole histories, of any length, encoded once for :meth:`score_candidates`; see :mod:`recdistill_hstu.cache`.

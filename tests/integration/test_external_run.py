@@ -56,6 +56,9 @@ def test_a_teacher_that_is_not_trained_here_scores_no_candidates(
     plain = config(feed_path, **QUICK, teacher=teacher, candidates={"per_row": 2})
     with pytest.raises(UsageError, match="teacher 'scores_file' is not trained here, and candidates are scored in"):
         run_of(tmp_path / "out", plain).all()
+    plain = config(feed_path, **QUICK, teacher=teacher, states={"width": 4})
+    with pytest.raises(UsageError, match="teacher 'scores_file' is not trained here, and hidden states are kept in"):
+        run_of(tmp_path / "states", plain).all()
 
 
 def test_true_probabilities_in_a_file_are_a_teacher_with_a_gain(

@@ -44,6 +44,8 @@ TRAINING = {"lr": 0.003, "batch_size": 256, "window_hours": 72}
         ({"capture": {"min_coverage": 0.5, "allow_leaky": True}}, False, False),
         ({"split": {"test_from": "75%", "test_until": "90%"}}, False, False),
         ({"students": ["mlp", "dcn"]}, False, False),
+        ({"states": {"width": 0, "recent": 3, "of": "token"}}, False, False),
+        ({"states": {"width": 8}}, True, True),
         ({"student_training": {"lr": 0.1}}, False, True),
         ({"raw_training": {"lr": 0.1}}, False, True),
         ({"student_debiasers": ["position_tower"]}, False, True),
