@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from recdistill_lightning.capture_after import capture_after_training
     from recdistill_lightning.checkpoints import load_sharded, save_sharded
     from recdistill_lightning.data import DistillationDataModule, ReadOrder, align_labels, read_labels
+    from recdistill_lightning.feature_view import FeatureView
     from recdistill_lightning.folds import Fold, make_folds
     from recdistill_lightning.modules import Optimisation, StudentModule, TeacherModule
     from recdistill_lightning.sharding import FSDP2Strategy, save_full_weights
@@ -29,6 +30,7 @@ _HOMES = {
     "CandidateItems": "candidates",
     "DistillationDataModule": "data",
     "FSDP2Strategy": "sharding",
+    "FeatureView": "feature_view",
     "Fold": "folds",
     "LogitCapture": "capture",
     "Optimisation": "modules",
@@ -51,6 +53,7 @@ __all__ = [
     "CandidateLabels",
     "DistillationDataModule",
     "FSDP2Strategy",
+    "FeatureView",
     "Fold",
     "LogitCapture",
     "Optimisation",

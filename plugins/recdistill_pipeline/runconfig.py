@@ -260,6 +260,7 @@ class RunConfig:
         students: one or more; the first one's numbers head ``metrics.json``.
         exporters: formats in which every distilled student is written.
         seeds: each seed trains a teacher, and every student raw and distilled.
+        privileged: features that the teacher reads and the students do not: they are not known when a student serves.
         candidates: items that were not shown, scored by the teacher as it trains.
         pretrained: what the teacher takes over from a model that was pre-trained.
         pretrain: settings of ``teacher pretrain``; the run itself does not read them.
@@ -283,6 +284,7 @@ class RunConfig:
     student_training: TrainingConfig = field(default_factory=TrainingConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    privileged: list[str] = field(default_factory=list)
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
     pretrain: dict[str, Any] = field(default_factory=dict)
@@ -299,6 +301,14 @@ class RunConfig:
             raise ValueError(f"seeds needs one or more different numbers >= 0, got {self.seeds}")
         if not self.students:
             raise ValueError("students needs at least one entry")
+        twice = [name for name in self.privileged if self.privileged.count(name) > 1]
+        if twice:
+            raise ValueError(f"privileged names {twice[0]!r} more than once")
+        if self.privileged and self.candidates.per_row:
+            raise ValueError(
+                "a candidate was not shown, so nobody knows its privileged features, such as what followed the "
+                "showing: set candidates.per_row to 0 or leave privileged empty"
+            )
         if self.candidates.per_row and not (self.labels.own and self.capture.mode == CaptureMode.PREQUENTIAL.value):
             raise ValueError(
                 "candidates are scored by the run's own teacher before each update: they need capture.mode "

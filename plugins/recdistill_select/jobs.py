@@ -26,6 +26,7 @@ from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.run import Run
 from recdistill_pipeline.rundir import read_json
 from recdistill_pipeline.student_labels import allowed_labels, choice_of, published_store
+from recdistill_pipeline.student_view import student_view
 from recdistill_select.candidates import raw_student, see
 from recdistill_select.discriminator import DiscriminatorConfig, Verdict, unreliable
 
@@ -166,6 +167,7 @@ def _columns(candidates: Candidates, verdict: Verdict, everything: bool) -> dict
 def _seen(
     run: Run, source: SampleSource, rows: tuple[int, int], student: str, seed: int, progress: Progress
 ) -> Candidates:
+    source = student_view(run.plan, source, None)
     module = raw_student(run, source, student, seed)
     return see(module, source, rows, run.plan.config.evaluation.batch_size, partial(progress, "looking at examples"))
 
