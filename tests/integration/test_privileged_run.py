@@ -198,6 +198,30 @@ def test_what_is_shared_knows_which_features_are_privileged() -> None:
     assert keys[0][1] != keys[1][1]
 
 
+def test_a_position_may_be_a_feature_that_the_teacher_has_alone(tmp_path: Path) -> None:
+    importer = write_log(tmp_path / "log")
+    schema = Path(importer["schema"])
+    schema.write_text(schema.read_text().replace("{name: device}", "{name: place}"))
+    run = run_of(tmp_path / "run", plain_of(importer, privileged=["place"]))
+    source, _ = run.dataset()
+    view = student_view(run.plan, source, None)
+    assert [entry.name for entry in source.schema.categorical] == ["item", "place"]
+    assert [entry.name for entry in view.schema.categorical] == ["item"]
+    assert source.schema.gives == view.schema.gives == ("position",)
+
+
+def test_scores_of_others_may_know_what_students_do_not(finished: Path, tmp_path: Path) -> None:
+    source = ParquetSource(finished / "dataset")
+    scores = {"example_id": source.column("example_id"), "logit_click": source.column("dwell")}
+    pq.write_table(pa.table(scores), tmp_path / "scores.parquet")
+    teacher = {"name": "scores_file", "path": str(tmp_path / "scores.parquet"), "scale": "logit"}
+    plain = plain_of({}, dataset={"path": str(finished / "dataset")}, teacher=teacher, teacher_training={})
+    run_of(tmp_path / "run", plain).all()
+    told = of(finished, "metrics.json")["privileged"]
+    assert of(tmp_path / "run", "metrics.json")["privileged"] == told
+    assert of(tmp_path / "run", "metrics.json")["distilled"]["auc"] > of(finished, "metrics.json")["raw"]["auc"]
+
+
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
