@@ -16,6 +16,8 @@ from recdistill_core.errors import DataError, suggest
 
 #: Row of every vocabulary that stands for values never seen when the vocabulary was made.
 OOV = 0
+#: Stands for the item that a row shows, whatever feature of the dataset holds its id.
+ITEM = "item"
 SIDES = ("user", "item", "context")
 
 

@@ -77,6 +77,7 @@ def compare_runs(
                 "run": str(row.run),
                 "student": row.student,
                 "capture": row.capture,
+                "embeddings": row.embeddings,
                 "sizes": dict(row.sizes),
                 "differs": differs,
             }

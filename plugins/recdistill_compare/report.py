@@ -21,15 +21,22 @@ SHORT = {WITHIN_NOISE: "teacher's gain within noise", NO_ETA: "undefined"}
 
 def value_rows(answer: Mapping[str, Any], name: str) -> list[Row]:
     """Cells of one metric: every row's models, averaged over seeds, and eta."""
-    captures = {row["name"]: row["capture"] for row in answer["rows"]}
+    marks = {row["name"]: _mark(row) for row in answer["rows"]}
     return [
         (
-            row["name"] + (" (LEAKY labels: no result)" if captures[row["name"]] == "leaky" else ""),
+            row["name"] + marks[row["name"]],
             *(interval_cell({**row[side], "low": None}, ".4f") for side in SIDES),
             eta_cell(_short(row["eta"])),
         )
         for row in answer["metrics"][name]["rows"]
     ]
+
+
+def _mark(row: Mapping[str, Any]) -> str:
+    """What must stand beside the name of a row whose numbers are no result."""
+    if row["capture"] == "leaky":
+        return " (LEAKY labels: no result)"
+    return " (embeddings of the END of training: no result)" if row["embeddings"] == "end" else ""
 
 
 def difference_rows(answer: Mapping[str, Any], name: str) -> list[Row]:

@@ -72,6 +72,12 @@ def summary(results: Mapping[str, Any]) -> str:
             "> was distilled. These numbers show the damage; they are no result.",
             "",
         ]
+    if results.get("embeddings") == "end":
+        lines += [
+            "> **Embeddings of the end of training.** The students learnt from embeddings of a teacher that had been",
+            "> trained on their rows, so labels reached what was distilled. These numbers are no result.",
+            "",
+        ]
     if results["capture"] == "external":
         lines += [
             "> **External labels.** The teacher was not trained here. Whether it had seen the labels of these rows, or",

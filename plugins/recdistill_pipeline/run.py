@@ -19,6 +19,7 @@ from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore, Sa
 from recdistill_core.registry import Registry
 from recdistill_core.wiring import check
 from recdistill_pipeline.dataset import Progress, Split, import_dataset, make_split, require_both_classes
+from recdistill_pipeline.embeddings import require_embeddings, require_models
 from recdistill_pipeline.evaluate import measure, predict
 from recdistill_pipeline.export import by_student, export_students
 from recdistill_pipeline.external import black_box, label_teacher, read_published, without_effect
@@ -74,6 +75,7 @@ class Run:
         check(self.plan.components(), source.schema, dataset=str(path), also={"teacher"})
         require_privileged(self.plan, source.schema)
         split = make_split(source, self.plan.config.split)
+        require_embeddings(self.plan, source.schema, split)
         require_both_classes(source, split.test, self.plan.config.task)
         return source, split
 
@@ -94,6 +96,8 @@ class Run:
         if todo:
             require_others(self.plan, self.store, source)
         teacher = black_box(self.plan, source) if todo else None
+        if todo:
+            require_models(self.plan, source, teacher)
         if teacher is not None:
             with self._alone("asking"):  # what one run has asked for, the next one finds in the store
                 self._ask(teacher, source, split, todo, told)
@@ -288,6 +292,7 @@ class Run:
                 "coverage": coverage,
             },
             **({"privileged": teacher["privileged"]} if "privileged" in teacher else {}),
+            **({"embeddings": self.plan.config.embeddings.at} if self.plan.config.embeddings.weight else {}),
             "versions": versions(),
         }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recdistill_core.labels import CaptureMode, LabelPolicy
+from recdistill_pipeline.embeddings_config import EmbeddingsConfig as EmbeddingsConfig
 
 CAPTURES = (CaptureMode.PREQUENTIAL.value, CaptureMode.OUT_OF_FOLD.value, CaptureMode.LEAKY.value)
 #: Stands for the labels that the run's own teacher makes.
@@ -262,6 +263,7 @@ class RunConfig:
         seeds: each seed trains a teacher, and every student raw and distilled.
         privileged: features that the teacher reads and the students do not: they are not known when a student serves.
         candidates: items that were not shown, scored by the teacher as it trains.
+        embeddings: what the students' embeddings learn of the teacher's.
         pretrained: what the teacher takes over from a model that was pre-trained.
         pretrain: settings of ``teacher pretrain``; the run itself does not read them.
         threads: CPU threads; 0 leaves torch's choice.
@@ -286,6 +288,7 @@ class RunConfig:
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     privileged: list[str] = field(default_factory=list)
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
+    embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
     pretrain: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -308,6 +311,11 @@ class RunConfig:
             raise ValueError(
                 "a candidate was not shown, so nobody knows its privileged features, such as what followed the "
                 "showing: set candidates.per_row to 0 or leave privileged empty"
+            )
+        if self.embeddings.weight and not self.labels.own:
+            raise ValueError(
+                "embeddings are those of the run's own teacher: with embeddings.weight above 0, labels.versions needs "
+                "'own'"
             )
         if self.candidates.per_row and not (self.labels.own and self.capture.mode == CaptureMode.PREQUENTIAL.value):
             raise ValueError(
