@@ -137,7 +137,7 @@ class EmbeddingDistillation(Paced):
         self.entities = Entities(schema, self.kinds)
         self.parts = nn.ModuleList()
         with torch.random.fork_rng(devices=[]):  # whatever is drawn here must not move what the student draws
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(int(mix(np.uint64(seed)) >> np.uint64(1)))
             for kind, table in teacher.tables.items():
                 if len(table) != self.entities.sizes[kind]:
                     raise DataError(
