@@ -94,7 +94,7 @@ class TrainableTeacher(nn.Module):
         return outermost_lists(self)
 
     def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
-        """``[M, W]`` embeddings of ``ids [M]`` int64, with gradient; None where there are none of this kind.
+        """``[M, W]`` embeddings of ``ids [M]`` int64; None where there are none of this kind.
 
         Args:
             kind: ``item`` for the item that a row shows, or the name of a categorical feature.

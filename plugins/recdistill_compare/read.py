@@ -31,9 +31,9 @@ class Row:
     Attributes:
         name: unlike that of any other row. run: its directory. student: its label in the run.
         settings: ``{key.path: value}`` of what it came from. capture: how its labels came to be.
-        embeddings: when the teacher's embeddings that it learnt from were taken; empty: it learnt from none.
         logits: ``{side: [one [N] array per seed]}`` in the order of :attr:`Runs.example_id`.
         sizes: parameters of ``teacher`` (None where it was not trained here) and ``student``, and label ``coverage``.
+        embeddings: when the teacher's embeddings that it learnt from were taken; empty: it learnt from none.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Row:
     student: str
     settings: Mapping[str, Any]
     capture: str
-    embeddings: str
     logits: Mapping[str, list[Floats]]
     sizes: Mapping[str, float | None]
+    embeddings: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     several = any(len(result["students"]) > 1 for result in results)
     places = [f"{place}, {label}" if several else place for place, label in _places(paths, found)]
     rows = [
-        Row(name, path, label, plain, result["capture"], result.get("embeddings", ""), logits, _sizes(result, label))
+        Row(name, path, label, plain, result["capture"], logits, _sizes(result, label), result.get("embeddings", ""))
         for name, plain, (path, _, label, _, result, logits) in zip(
             names(settings, places), settings, found, strict=True
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recdistill_core.batch import Batch
-from recdistill_core.errors import DataError, UsageError, suggest
+from recdistill_core.errors import DataError, IntegrityError, UsageError, suggest
 from recdistill_core.interfaces import Student
 from recdistill_core.schema import ITEM, OOV, Schema
 from recdistill_core.strategy import Paced
@@ -42,9 +42,15 @@ class IdEmbeddings:
 
     @classmethod
     def load(cls, path: Path) -> IdEmbeddings:
-        """Read what :meth:`save` wrote. Raises IntegrityError where it is absent or damaged."""
+        """Read what :meth:`save` wrote. Raises IntegrityError where it is absent, damaged or something else."""
         found = load_weights(path)
         tables = {name.removeprefix(TABLE): part for name, part in found.items() if name.startswith(TABLE)}
+        if not tables or {SEEN + kind for kind in tables} - set(found):
+            raise IntegrityError(
+                "the file does not hold a teacher's embeddings",
+                where=str(path),
+                fix="take the file that a teacher step or IdEmbeddings.save wrote",
+            )
         return cls(tables, {kind: found[SEEN + kind] for kind in tables})
 
 

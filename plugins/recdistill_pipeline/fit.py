@@ -186,6 +186,8 @@ def fit_student(
     source = student_view(plan, source, folder)
     module = build_student(plan, label, source.schema, seed, distilled=teacher is not None)
     facts: dict[str, Any] = {"kind": "student", "student": label, "seed": seed, "labels": None}
+    if plan.config.privileged:
+        facts["privileged"] = list(plan.config.privileged)  # features of the dataset that it does not read
     signal = beside = None
     if teacher is not None:
         aligned, facts["labels"] = student_labels(plan, source, split.student, store, teacher["labels"], run)

@@ -118,6 +118,7 @@ def test_nothing_that_is_served_has_an_input_for_it(finished: Path) -> None:
     assert whole.schema.numeric == ("price", "dwell")
     module = build_student(plan, "mlp", view.schema, 1, distilled=True)
     module.load_state_dict(load_file(finished / "seed-1/mlp-distilled/model.safetensors"))
+    assert of(finished, "seed-1/mlp-distilled/manifest.json")["privileged"] == ["dwell"]
     inputs = module.student.inputs(view.batch(np.arange(5), module.history))
     assert inputs["numeric"].shape == (5, 1)
     assert inputs["categorical"].shape == (5, 2)

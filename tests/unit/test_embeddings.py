@@ -17,6 +17,7 @@ from recdistill_core import BuildContext, FeatureEmbedding, Student, TrainableTe
 from recdistill_core.config import make
 from recdistill_core.errors import DataError, IntegrityError, UsageError
 from recdistill_core.registry import installed
+from recdistill_core.weights import save_weights
 from recdistill_lightning import EmbeddingDistillation, IdEmbeddings
 from recdistill_lightning.embeddings import Entities, ExpertProjection
 
@@ -228,6 +229,9 @@ def test_embeddings_survive_a_file(tmp_path: Path) -> None:
     for kind in KINDS:
         assert torch.equal(found.tables[kind], made.tables[kind])
         assert torch.equal(found.seen[kind], made.seen[kind])
+    save_weights({"table.item": made.tables["item"]}, tmp_path / "half.safetensors")
+    with pytest.raises(IntegrityError, match="the file does not hold a teacher's embeddings"):
+        IdEmbeddings.load(tmp_path / "half.safetensors")
     (tmp_path / "e.safetensors").write_bytes(b"{" + json.dumps([1]).encode())
     with pytest.raises(IntegrityError, match="the checkpoint is damaged"):
         IdEmbeddings.load(tmp_path / "e.safetensors")
