@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pipeline_cases import FLIPPED, TEACHER, Before, config, data_module, fit, run_of, teacher_module
+from pipeline_cases import FLIPPED, TEACHER, Before, Verb, config, data_module, fit, run_of, teacher_module
 from safetensors.torch import load_file
 
 from recdistill_compare.job import compare_runs
@@ -245,7 +246,7 @@ def test_the_same_run_again_gives_the_same_bits(finished: Path, feed_path: Path,
 
 
 def test_embeddings_of_the_end_are_marked_everywhere(
-    finished: Path, plain_run: Path, feed_path: Path, tmp_path: Path
+    finished: Path, plain_run: Path, feed_path: Path, tmp_path: Path, recdistill: Verb
 ) -> None:
     out = tmp_path / "end"
     run_of(out, config(feed_path, **QUICK, embeddings={**ON, "at": "end"})).all()
@@ -253,6 +254,11 @@ def test_embeddings_of_the_end_are_marked_everywhere(
     assert of(out, "seed-1/mlp-distilled/manifest.json")["embeddings"]["at"] == "end"
     assert of(out, "metrics.json")["embeddings"] == "end"
     assert "> **Embeddings of the end of training.**" in (out / "summary.md").read_text()
+    shutil.copytree(finished, tmp_path / "start")
+    for run, marked in ((out, True), (tmp_path / "start", False)):
+        code, told, _ = recdistill("evaluate", run)
+        assert code == 0
+        assert ("embeddings of the end of training had seen the labels: no result" in told) == marked
     found = compare_runs([finished, out, plain_run])
     assert [row["embeddings"] for row in found["rows"]] == ["student_start", "end", ""]
     shown = summary(found)

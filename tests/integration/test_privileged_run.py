@@ -169,9 +169,12 @@ def test_a_student_is_the_one_of_a_log_without_the_column(finished: Path, log: d
     importer = write_log(tmp_path / "log")
     schema = Path(importer["schema"])
     schema.write_text(schema.read_text().replace("numeric: [price, dwell]", "numeric: [price]"))
-    run_of(tmp_path / "run", plain_of(importer, privileged=[])).raw_student("mlp", 1)
+    run_of(tmp_path / "run", plain_of(importer, privileged=[])).all()
     files = [out / "seed-1/mlp-raw/serving.safetensors" for out in (finished, tmp_path / "run")]
     assert files[0].read_bytes() == files[1].read_bytes()
+    with_it, without = of(finished, "metrics.json"), of(tmp_path / "run", "metrics.json")
+    assert with_it["raw"]["auc"] == without["raw"]["auc"]
+    assert with_it["distilled"]["auc"] > without["distilled"]["auc"] + 0.005  # a teacher without it taught less
 
 
 def test_examples_are_chosen_by_what_the_student_sees(finished: Path, tmp_path: Path) -> None:
