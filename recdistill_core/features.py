@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recdistill_core.batch import Batch
 from recdistill_core.interfaces import HistoryWindow
-from recdistill_core.schema import OOV, Schema
+from recdistill_core.schema import ITEM, OOV, Categorical, Schema
 
 
 class FeatureEmbedding(nn.Module):
@@ -41,6 +41,8 @@ class FeatureEmbedding(nn.Module):
             if vocabulary not in bases:
                 bases[vocabulary] = rows
                 rows += schema.vocabulary_size(vocabulary)
+        self.names = chosen
+        self.item = next((name for name in chosen if _is_the_item(schema, by_name[name])), None)
         self.width = width
         self.out_width = width * len(chosen)
         self.table = nn.Embedding(max(rows, 1), width)
@@ -61,6 +63,24 @@ class FeatureEmbedding(nn.Module):
         ids = torch.where((ids >= 0) & (ids < self.size), ids, OOV)
         found: Tensor = self.table(ids + self.base)
         return found.flatten(1)
+
+    def of(self, kind: str, ids: Tensor) -> Tensor | None:
+        """``[M]`` ids -> ``[M, d]``, what :meth:`forward` makes of them; None where it embeds no such feature.
+
+        Args:
+            kind: name of a feature, or ``item`` for the one that is the item itself. ids: of its vocabulary.
+        """
+        name = self.item if kind == ITEM else kind
+        if name not in self.names:
+            return None
+        place = self.names.index(name)
+        ids = torch.where((ids >= 0) & (ids < self.size[place]), ids, OOV)
+        found: Tensor = self.table(ids + self.base[place])
+        return found
+
+
+def _is_the_item(schema: Schema, feature: Categorical) -> bool:
+    return feature.side == "item" and feature.vocabulary == schema.item_vocabulary
 
 
 def history_inputs(batch: Batch, count: int) -> dict[str, Tensor]:

@@ -93,6 +93,17 @@ class TrainableTeacher(nn.Module):
         """
         return outermost_lists(self)
 
+    def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
+        """``[M, W]`` embeddings of ``ids [M]`` int64; None where there are none of this kind.
+
+        Args:
+            kind: ``item`` for the item that a row shows, or the name of a categorical feature.
+            ids: of its vocabulary.
+
+        For embedding distillation alone (``recdistill_lightning.EmbeddingDistillation``); may be left out.
+        """
+        return None
+
 
 def outermost_lists(module: nn.Module) -> list[nn.Module]:
     """The entries of every ``nn.ModuleList`` in ``module`` that is in no other one, in order."""
@@ -127,6 +138,17 @@ class Student(nn.Module):
     def backbone(self, batch: Batch) -> Tensor:
         """``[N, D]``, shared by all towers."""
         return self.encode(**self.inputs(batch))
+
+    def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
+        """``[M, W]`` embeddings of ``ids [M]`` int64, with gradient; None where :meth:`encode` reads none of this kind.
+
+        Args:
+            kind: ``item`` for the item that a row shows, or the name of a categorical feature.
+            ids: of its vocabulary.
+
+        For embedding distillation alone (``recdistill_lightning.EmbeddingDistillation``); may be left out.
+        """
+        return None
 
     def serving_module(self, main: nn.Module) -> ServingModule:
         """A copy of backbone and main tower alone, on plain tensors, in eval mode."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from recdistill_core.errors import DataError, suggest
 
 #: Row of every vocabulary that stands for values never seen when the vocabulary was made.
 OOV = 0
+#: Stands for the item that a row shows, whatever feature of the dataset holds its id.
+ITEM = "item"
 SIDES = ("user", "item", "context")
 
 
@@ -140,6 +142,31 @@ class Schema:
                 fix="name one of these tasks, or import the log with that label column",
             )
         return task
+
+    def without(self, names: Collection[str]) -> Schema:
+        """This schema without some features, and without vocabularies that only they had.
+
+        Raises:
+            DataError: for a name that is no feature.
+        """
+        known = [feature.name for feature in self.categorical] + list(self.numeric)
+        for name in names:
+            if name not in known:
+                raise DataError(
+                    f"the dataset has no feature {name!r}{suggest(name, known)}",
+                    where=f"features: {', '.join(known) or 'none'}",
+                    fix="name features of the dataset",
+                )
+        categorical = tuple(feature for feature in self.categorical if feature.name not in names)
+        used = {feature.vocabulary for feature in categorical} | {entry.vocabulary for entry in self.events}
+        dropped = {feature.vocabulary for feature in self.categorical} - used - {self.item_vocabulary}
+        return replace(
+            self,
+            categorical=categorical,
+            numeric=tuple(name for name in self.numeric if name not in names),
+            numeric_sides={name: side for name, side in self.numeric_sides.items() if name not in names},
+            vocabularies={name: size for name, size in self.vocabularies.items() if name not in dropped},
+        )
 
     def view_hash(self) -> str:
         """16 hex digits that change when any feature, vocabulary size or event field changes."""

@@ -78,6 +78,7 @@ def compare_runs(
                 "student": row.student,
                 "capture": row.capture,
                 "channel": row.channel,
+                "embeddings": row.embeddings,
                 "sizes": dict(row.sizes),
                 "differs": differs,
             }

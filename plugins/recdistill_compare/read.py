@@ -35,6 +35,7 @@ class Row:
         logits: ``{side: [one [N] array per seed]}`` in the order of :attr:`Runs.example_id`.
         sizes: parameters of ``teacher`` (None where it was not trained here) and ``student``, and label ``coverage``.
         channel: what passed from the teacher to it.
+        embeddings: when the teacher's embeddings that it learnt from were taken; empty: it learnt from none.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Row:
     logits: Mapping[str, list[Floats]]
     sizes: Mapping[str, float | None]
     channel: str = LOGITS_ALONE
+    embeddings: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,17 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     several = any(len(result["students"]) > 1 for result in results)
     places = [f"{place}, {label}" if several else place for place, label in _places(paths, found)]
     rows = [
-        Row(name, path, label, plain, result["capture"], logits, _sizes(result, label), _channel(result))
+        Row(
+            name,
+            path,
+            label,
+            plain,
+            result["capture"],
+            logits,
+            _sizes(result, label),
+            _channel(result),
+            result.get("embeddings", ""),
+        )
         for name, plain, (path, _, label, _, result, logits) in zip(
             names(settings, places), settings, found, strict=True
         )

@@ -34,8 +34,14 @@ def value_rows(answer: Mapping[str, Any], name: str) -> list[Row]:
 
 def _mark(row: Mapping[str, Any]) -> str:
     """What must not be overlooked of a row."""
-    leaky = " (LEAKY labels: no result)" if row["capture"] == "leaky" else ""
-    return leaky + (f" ({row['channel']})" if row["channel"] != LOGITS_ALONE else "")
+    found = []
+    if row["capture"] == "leaky":
+        found.append("LEAKY labels: no result")
+    if row["embeddings"] == "end":
+        found.append("embeddings of the END of training: no result")
+    if row["channel"] != LOGITS_ALONE:
+        found.append(row["channel"])
+    return "".join(f" ({mark})" for mark in found)
 
 
 def difference_rows(answer: Mapping[str, Any], name: str) -> list[Row]:

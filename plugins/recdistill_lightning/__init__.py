@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from recdistill_lightning.capture_after import capture_after_training
     from recdistill_lightning.checkpoints import load_sharded, save_sharded
     from recdistill_lightning.data import DistillationDataModule, ReadOrder, align_labels, read_labels
+    from recdistill_lightning.embedding_snapshot import EmbeddingSnapshot
+    from recdistill_lightning.embeddings import EmbeddingDistillation, IdEmbeddings
+    from recdistill_lightning.feature_view import FeatureView
     from recdistill_lightning.folds import Fold, make_folds
     from recdistill_lightning.modules import Optimisation, StudentModule, TeacherModule
     from recdistill_lightning.sharding import FSDP2Strategy, save_full_weights
@@ -32,8 +35,12 @@ _HOMES = {
     "CandidateLabels": "candidates",
     "CandidateItems": "candidates",
     "DistillationDataModule": "data",
+    "EmbeddingDistillation": "embeddings",
+    "EmbeddingSnapshot": "embedding_snapshot",
     "FSDP2Strategy": "sharding",
+    "FeatureView": "feature_view",
     "Fold": "folds",
+    "IdEmbeddings": "embeddings",
     "LogitCapture": "capture",
     "Optimisation": "modules",
     "ReadOrder": "data",
@@ -62,8 +69,12 @@ __all__ = [
     "CandidateItems",
     "CandidateLabels",
     "DistillationDataModule",
+    "EmbeddingDistillation",
+    "EmbeddingSnapshot",
     "FSDP2Strategy",
+    "FeatureView",
     "Fold",
+    "IdEmbeddings",
     "LogitCapture",
     "Optimisation",
     "ReadOrder",

@@ -18,6 +18,7 @@ from recdistill_core.batch import Batch, TeacherSignal
 from recdistill_core.errors import DataError
 from recdistill_core.interfaces import HistoryWindow, SampleSource
 from recdistill_core.labels import LogitStore
+from recdistill_lightning.mixing import mix, uniform
 
 Ints = NDArray[np.int64]
 DRAWS = ("popularity", "uniform")
@@ -109,15 +110,14 @@ class CandidateItems:
     def drawn(self, rows: Ints) -> tuple[Ints, Ints]:
         """``(donor [N, K], id [N, K])`` of the row positions ``rows [N]``; donor -1 where no item was found."""
         count = self.draw.places
-        salt = _mix(_mix(np.uint64(self.draw.seed)) + np.arange(count, dtype=np.uint64))
-        key = _mix(self._ids[rows].astype(np.uint64)[:, None] ^ salt)
-        ids = (_mix(key) >> np.uint64(1)).astype(np.int64)
+        salt = mix(mix(np.uint64(self.draw.seed)) + np.arange(count, dtype=np.uint64))
+        key = mix(self._ids[rows].astype(np.uint64)[:, None] ^ salt)
+        ids = (mix(key) >> np.uint64(1)).astype(np.int64)
         donor = np.full((rows.size, count), -1, np.int64)
         for place in range(count):
             for attempt in range(ATTEMPTS):
                 open_ = np.flatnonzero(donor[:, place] < 0)
-                bits = _mix(key[open_, place] + np.uint64(attempt + 1)) >> np.uint64(11)
-                chance = bits.astype(np.float64) * 2.0**-53
+                chance = uniform(key[open_, place] + np.uint64(attempt + 1))
                 found = self._donors(rows[open_], chance)
                 donor[open_, place] = np.where(self._fit(rows[open_], found, donor[open_, :place]), found, -1)
         return donor, ids
@@ -215,12 +215,3 @@ class CandidateLabels:
         signal: TeacherSignal = self.signal.map(lambda column: column.index_select(0, index))
         labelled = torch.stack(list(signal.valid.values())).any(0).nonzero().squeeze(1)
         return made.with_teacher(signal).rows(labelled) if labelled.numel() else None
-
-
-def _mix(values: Any) -> Any:
-    """A hash of uint64 values (SplitMix64's finaliser; Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        values = values + np.uint64(0x9E3779B97F4A7C15)
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))

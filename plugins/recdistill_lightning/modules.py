@@ -19,6 +19,7 @@ from recdistill_core.objective import Objective
 from recdistill_core.ranks import sum_over_ranks
 from recdistill_core.strategy import Paced
 from recdistill_lightning.data import DistillationDataModule
+from recdistill_lightning.embeddings import EmbeddingDistillation
 from recdistill_lightning.hidden import hidden_of
 from recdistill_lightning.shares import loss_weight
 from recdistill_lightning.trained import TrainedExamples
@@ -286,6 +287,7 @@ class StudentModule(_Module):
         objectives: ``{task: Objective(task, strategy, loss, debiasers)}``; without a strategy the student is raw.
         optimisation: optimiser settings.
         candidate_weight: how much a candidate's soft loss counts beside a row's, >= 0, where the batches have some.
+        embeddings: a further term, what the student's embeddings learn of the teacher's; None: none.
         metrics: ``{name: torchmetrics.Metric}`` for validation, fed ``(logit, label, user_id)``.
     """
 
@@ -296,6 +298,7 @@ class StudentModule(_Module):
         optimisation: Optimisation | None = None,
         *,
         candidate_weight: float = 1.0,
+        embeddings: EmbeddingDistillation | None = None,
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__(objectives, optimisation, metrics or {})
@@ -305,6 +308,7 @@ class StudentModule(_Module):
         self.main = student.tower()
         names = {name: None for task in objectives for name in objectives[task].auxiliary}
         self.auxiliary = nn.ModuleDict({name: student.tower() for name in names})
+        self.embeddings = embeddings
 
     @property
     def history(self) -> HistoryWindow | None:
@@ -330,10 +334,14 @@ class StudentModule(_Module):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Scalar loss of all tasks and heads; a candidate's soft loss counts ``candidate_weight`` times a row's."""
-        loss = self._reduced(batch, self._terms(batch))
+        terms = self._terms(batch)
+        if self.embeddings is not None:
+            terms[self.task].update(self.embeddings.terms(self.student, batch))
+        loss = self._reduced(batch, terms)
         if batch.candidates is not None:
             loss = loss + self._of_candidates(batch, batch.candidates)
-        for part in self.objectives.modules():  # here, for a checkpoint of this step is written before later hooks
+        paced = [*self.objectives.modules(), *([] if self.embeddings is None else [self.embeddings])]
+        for part in paced:  # here, for a checkpoint of this step is written before later hooks
             if isinstance(part, Paced):
                 part.advance(batch)
         return loss

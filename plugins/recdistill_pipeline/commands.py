@@ -68,6 +68,8 @@ def _finish(results: dict[str, Any], out: Path, json: bool) -> None:
             console.print(table)
         if results["capture"] == "leaky":
             console.print("leaky labels: these numbers show the damage; they are no result", style="red")
+        if results.get("embeddings") == "end":
+            console.print("embeddings of the end of training had seen the labels: no result", style="red")
         console.print(f"run directory: {out}", highlight=False, soft_wrap=True)
 
     emit({**results, "run": str(out)}, json, render)

@@ -22,6 +22,7 @@ from recdistill_lightning.capture_after import capture_after_training
 from recdistill_lightning.data import DistillationDataModule
 from recdistill_lightning.folds import make_folds
 from recdistill_lightning.modules import StudentModule, TeacherModule
+from recdistill_pipeline import embeddings
 from recdistill_pipeline.checkpoint import save_weights
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.models import build_student, build_teacher, debiaser_reports, fit_debiasers, read_order
@@ -59,9 +60,9 @@ def fit_teacher(
     # resume: a crash may fall between the commit of the labels and that of the step
     facts = {**label_notes(plan), **taken}
     capture = LogitCapture(store, warmup_steps=plan.config.capture.warmup_steps, facts=facts, resume=True)
-    states = state_capture(plan)
+    states, snapshot = state_capture(plan), embeddings.snapshot_of(plan, source, split)
     callbacks: list[Any] = [capture] if plan.config.capture.mode == "prequential" else []
-    callbacks += [] if states is None else [states]
+    callbacks += [callback for callback in (states, snapshot) if callback is not None]
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
     trainer.fit(module, data, epochs=data.epochs, callbacks=callbacks, out=out / "log", title=f"teacher, seed {seed}")
     save_weights(module.state_dict(), out / "model.safetensors")
@@ -78,6 +79,7 @@ def fit_teacher(
         "debiasers": debiaser_reports(module),
         **({"candidates": label_facts([capture.candidates.committed])} if capture.candidates.committed else {}),
         **kept,
+        **embeddings.keep(snapshot, out),
         **taken,
     }
 
@@ -189,6 +191,8 @@ def fit_student(
     source = student_view(plan, source, step)
     module = build_student(plan, label, source.schema, seed, distilled=teacher is not None)
     facts: dict[str, Any] = {"kind": "student", "student": label, "seed": seed, "labels": None}
+    if plan.config.privileged:
+        facts["privileged"] = list(plan.config.privileged)  # features of the dataset that it does not read
     signal = beside = None
     if teacher is not None:
         facts |= state_facts(plan, source, step, split.student)
@@ -201,11 +205,14 @@ def fit_student(
             beside = CandidateLabels(drawn, there, version, split.student, keep)
             facts["candidates"] = {"version": version, **drawn.describe(), "labels": beside.count(split.student)}
     data = training_data(module, source, config, split.student, split.stream, seed, signal, candidates=beside)
+    if teacher is not None:
+        facts.update(embeddings.learn(plan, module, source, data.total_steps, seed, step))
     trainer = plan.trainer.build(BuildContext(source.schema, plan.config.all_tasks()))
     kind = "raw" if teacher is None else "distilled"
     title = f"{kind} {label}, seed {seed}"
     trainer.fit(module, data, epochs=data.epochs, callbacks=[], out=out / "log", title=title)
-    save_weights(module.state_dict(), out / "model.safetensors")
+    kept = {name: part for name, part in module.state_dict().items() if not name.startswith(embeddings.PREFIX)}
+    save_weights(kept, out / "model.safetensors")
     save_weights(_served(module), out / "serving.safetensors")
     facts["debiasers"] = debiaser_reports(module)
     return facts

@@ -74,6 +74,12 @@ def summary(results: Mapping[str, Any]) -> str:
             "> was distilled. These numbers show the damage; they are no result.",
             "",
         ]
+    if results.get("embeddings") == "end":
+        lines += [
+            "> **Embeddings of the end of training.** The students learnt from embeddings of a teacher that had been",
+            "> trained on their rows, so labels reached what was distilled. These numbers are no result.",
+            "",
+        ]
     if results["capture"] == "external":
         lines += [
             "> **External labels.** The teacher was not trained here. Whether it had seen the labels of these rows, or",
@@ -121,10 +127,24 @@ def summary(results: Mapping[str, Any]) -> str:
             f"| {label} | {data['coverage'].get(label, 0.0):.1%} | {_ratio(cost, 'parameters')} "
             f"| {_ratio(cost, 'flops_per_impression')} |"
         )
+    lines += _privileged(results.get("privileged", {}))
     lines += _exports(results["exports"])
     lines += ["", "![eta](plots/eta.png)", "", "![calibration](plots/calibration.png)", ""]
     lines += [f"Versions: {', '.join(f'{name} {version}' for name, version in results['versions'].items())}.", ""]
     return "\n".join(lines)
+
+
+def _privileged(told: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """What each feature that only the teacher reads tells of a label by itself; nothing where there is none."""
+    rows: list[Row] = [
+        (name, task, "unknown" if auc is None else f"{auc:.3f}")
+        for name, tasks in told.items()
+        for task, auc in tasks.items()
+    ]
+    if not rows:
+        return []
+    header = ("read by the teacher alone", "task", "AUC of it alone, training rows")
+    return ["", "## Privileged features", "", *markdown(header, rows)]
 
 
 def _exports(exports: Mapping[str, Mapping[str, Any]]) -> list[str]:

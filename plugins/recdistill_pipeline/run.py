@@ -19,6 +19,7 @@ from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore, Sa
 from recdistill_core.registry import Registry
 from recdistill_core.wiring import check
 from recdistill_pipeline.dataset import Progress, Split, import_dataset, make_split, require_both_classes
+from recdistill_pipeline.embeddings import require_embeddings, require_models
 from recdistill_pipeline.evaluate import measure, predict
 from recdistill_pipeline.export import by_student, export_students
 from recdistill_pipeline.external import black_box, label_teacher, read_published, without_effect
@@ -26,6 +27,7 @@ from recdistill_pipeline.fit import fit_fold, fit_student, fit_teacher
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.plots import draw_all
 from recdistill_pipeline.pretrained import Pretrained, require_folder, require_pretrained
+from recdistill_pipeline.privileged import Told, noting, require_privileged, what_they_tell
 from recdistill_pipeline.report import summary
 from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here, versions
 from recdistill_pipeline.shared import SharedFolder, dataset_home, raw_settings, store_spec, teacher_settings
@@ -72,7 +74,9 @@ class Run:
         for task in self.plan.config.all_tasks():
             source.schema.require_task(task)
         check(self.plan.components(), source.schema, dataset=str(path), also={"teacher"})
+        require_privileged(self.plan, source.schema)
         split = make_split(source, self.plan.config.split)
+        require_embeddings(self.plan, source.schema, split)
         require_both_classes(source, split.test, self.plan.config.task)
         return source, split
 
@@ -86,15 +90,18 @@ class Run:
         if todo and self.plan.config.labels.own:
             require_folder(self.plan)
         source, split = self.dataset()
+        told = what_they_tell(self.plan, source, split.teacher, self.say) if todo else {}
         if not self.plan.config.labels.own:
-            self._read(source, split, todo)
+            self._read(source, split, todo, told)
             return
         if todo:
             require_others(self.plan, self.store, source)
         teacher = black_box(self.plan, source) if todo else None
+        if todo:
+            require_models(self.plan, source, teacher)
         if teacher is not None:
             with self._alone("asking"):  # what one run has asked for, the next one finds in the store
-                self._ask(teacher, source, split, todo)
+                self._ask(teacher, source, split, todo, told)
             return
         if todo:
             taken = require_pretrained(self.plan, source, split, self._steps())
@@ -102,10 +109,10 @@ class Run:
                 self.say(taken)
         for seed in seeds:
             name = f"seed-{seed}/teacher"
-            told = f"teacher {self.plan.teacher.name}, seed {seed}: {split.teacher[1] - split.teacher[0]:,} rows"
+            line = f"teacher {self.plan.teacher.name}, seed {seed}: {split.teacher[1] - split.teacher[0]:,} rows"
             folds = [] if self.directory.done(name) else self._folds(source, split, seed)
             work = partial(fit_teacher, self.plan, source, split, self.store, seed, folds=folds)
-            self._step(name, told, work, partial(self._settings, source, seed))
+            self._step(name, line, noting(told, work), partial(self._settings, source, seed))
 
     def _folds(self, source: SampleSource, split: Split, seed: int) -> list[LabelVersion]:
         """Label out of fold, a step per copy of the teacher, where the configuration asks for it."""
@@ -129,16 +136,16 @@ class Run:
             )
         return [known[version] for version in made]
 
-    def _read(self, source: SampleSource, split: Split, seeds: Sequence[int]) -> None:
+    def _read(self, source: SampleSource, split: Split, seeds: Sequence[int], told: Told) -> None:
         """Take the labels that others have published; no teacher is trained."""
         idle = without_effect(self.plan)
         if idle:
             self.say(f"labels are read, no teacher is trained; without effect: {', '.join(idle)}")
         for seed in seeds:
             work = partial(read_published, self.plan, source, split, self.store, seed, self.say)
-            self.directory.step(f"seed-{seed}/teacher", partial(work, run=self.directory.path))
+            self.directory.step(f"seed-{seed}/teacher", noting(told, partial(work, run=self.directory.path)))
 
-    def _ask(self, teacher: Teacher, source: SampleSource, split: Split, seeds: Sequence[int]) -> None:
+    def _ask(self, teacher: Teacher, source: SampleSource, split: Split, seeds: Sequence[int], told: Told) -> None:
         """Label with a teacher that is the same for every seed; the rows are scored once."""
         idle = without_effect(self.plan)
         if idle:
@@ -146,7 +153,7 @@ class Run:
         self.say(f"asking teacher {self.plan.teacher.name} for its scores")
         for seed in seeds:
             work = partial(label_teacher, self.plan, teacher, source, split, self.store, seed, self.say)
-            self.directory.step(f"seed-{seed}/teacher", partial(work, run=self.directory.path))
+            self.directory.step(f"seed-{seed}/teacher", noting(told, partial(work, run=self.directory.path)))
 
     def students(self) -> None:
         """Train every student raw and distilled, per seed."""
@@ -286,6 +293,8 @@ class Run:
                 "test_users": len(set(found.user.tolist())),
                 "coverage": coverage,
             },
+            **({"privileged": teacher["privileged"]} if "privileged" in teacher else {}),
+            **({"embeddings": self.plan.config.embeddings.at} if self.plan.config.embeddings.weight else {}),
             "versions": versions(),
         }
 

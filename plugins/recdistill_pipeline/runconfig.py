@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from recdistill_core.labels import CaptureMode, LabelPolicy
+from recdistill_pipeline.embeddings_config import EmbeddingsConfig as EmbeddingsConfig
 
 CAPTURES = (CaptureMode.PREQUENTIAL.value, CaptureMode.OUT_OF_FOLD.value, CaptureMode.LEAKY.value)
 #: Stands for the labels that the run's own teacher makes.
@@ -307,8 +308,10 @@ class RunConfig:
         exporters: formats in which every distilled student is written.
         seeds: each seed trains a teacher, and every student raw and distilled.
         raw_training: where the raw students' training differs from ``student_training``.
+        privileged: features that the teacher reads and the students do not: they are not known when a student serves.
         candidates: items that were not shown, scored by the teacher as it trains.
         states: hidden states of the teacher that students read of their users' past.
+        embeddings: what the students' embeddings learn of the teacher's.
         pretrained: what the teacher takes over from a model that was pre-trained.
         pretrain: settings of ``teacher pretrain``; the run itself does not read them.
         threads: CPU threads; 0 leaves torch's choice.
@@ -332,8 +335,10 @@ class RunConfig:
     raw_training: RawTrainingConfig = field(default_factory=RawTrainingConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    privileged: list[str] = field(default_factory=list)
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     states: StatesConfig = field(default_factory=StatesConfig)
+    embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
     pretrain: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -353,6 +358,19 @@ class RunConfig:
             self.training_of_students(distilled=False)
         except ValueError as error:
             raise ValueError(f"raw_training: {error}") from error
+        twice = [name for name in self.privileged if self.privileged.count(name) > 1]
+        if twice:
+            raise ValueError(f"privileged names {twice[0]!r} more than once")
+        if self.privileged and self.candidates.per_row:
+            raise ValueError(
+                "a candidate was not shown, so nobody knows its privileged features, such as what followed the "
+                "showing: set candidates.per_row to 0 or leave privileged empty"
+            )
+        if self.embeddings.weight and not self.labels.own:
+            raise ValueError(
+                "embeddings are those of the run's own teacher: with embeddings.weight above 0, labels.versions needs "
+                "'own'"
+            )
         if self.candidates.per_row and not (self.labels.own and self.capture.mode == CaptureMode.PREQUENTIAL.value):
             raise ValueError(
                 "candidates are scored by the run's own teacher before each update: they need capture.mode "

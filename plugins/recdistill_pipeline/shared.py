@@ -30,7 +30,7 @@ from recdistill_pipeline.rundir import RunDirectory, checked_file, read_json, ve
 #: the next lines counts.
 NEITHER = ("name", "shared", "seeds", "labels", "evaluation", "exporters", "pretrain", "store", "states")
 OF_STUDENTS = ("students", "strategy", "loss", "student_training", "raw_training", "student_debiasers")
-OF_TEACHERS = ("teacher", "teacher_training", "teacher_debiasers", "capture", "candidates", "pretrained")
+OF_TEACHERS = ("teacher", "teacher_training", "teacher_debiasers", "capture", "candidates", "embeddings", "pretrained")
 #: File of an entry of ``arrays/``.
 ARRAY = "array.npy"
 
@@ -62,6 +62,7 @@ def teacher_settings(plan: Plan) -> dict[str, Any]:
         key: value for key, value in plain["capture"].items() if key not in ("min_coverage", "allow_leaky")
     }
     kept["candidates"] = {key: value for key, value in plain["candidates"].items() if key != "weight"}
+    kept["embeddings"] = _snapshot(plan)
     if plan.config.capture.mode == "out_of_fold":  # copies score in batches of this size
         kept["batch_size"] = plan.config.evaluation.batch_size
     if plan.config.states.width:  # what students read of them is not the teacher's; later rows are scored in batches
@@ -69,6 +70,15 @@ def teacher_settings(plan: Plan) -> dict[str, Any]:
         kept["batch_size"] = plan.config.evaluation.batch_size
     code = _code(plan, "importer", "teacher", "debiaser", "trainer")
     return {**kept, "store": plain["store"], "code": code, "versions": _ours()}
+
+
+def _snapshot(plan: Plan) -> dict[str, Any]:
+    """Which embeddings the teacher's step keeps; with those of the students' start their first row counts, too."""
+    config = plan.config.embeddings
+    if not config.weight:
+        return {}
+    start = plan.config.split.student_from if config.at == "student_start" else ""
+    return {"of": list(config.of), "at": config.at, "student_from": start}
 
 
 def raw_settings(plan: Plan, label: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from recdistill_core.interfaces import SampleSource
+from recdistill_lightning.feature_view import FeatureView
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.states import with_states
 
@@ -16,4 +17,5 @@ def student_view(plan: Plan, source: SampleSource, teacher: Path | None) -> Samp
         plan: the run's. source: the dataset. teacher: folder of the finished teacher step of the student's seed; None
             for a raw student, whose columns are those of a distilled one, with nothing of a teacher in them.
     """
-    return with_states(plan, source, teacher)
+    view = FeatureView(source, plan.config.privileged) if plan.config.privileged else source
+    return with_states(plan, view, teacher)

@@ -17,6 +17,7 @@ from recdistill_core.testing import arguments as arguments  # isort: skip
 from recdistill_core.testing import columns as columns
 from recdistill_core.testing import debiaser as debiaser
 from recdistill_core.testing import debiaser_bias as debiaser_bias
+from recdistill_core.testing import embeddings as embeddings
 from recdistill_core.testing import engine as engine
 from recdistill_core.testing import exporter as exporter
 from recdistill_core.testing import fingerprints as fingerprints

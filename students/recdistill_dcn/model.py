@@ -39,6 +39,10 @@ class DCN(Student):
             current = layer(first, current)
         return torch.cat([current, self.dense(first)], dim=1)
 
+    def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
+        """See :meth:`Student.id_embedding`; that of the candidate, not of events."""
+        return self.features.categorical.of(kind, ids)
+
     def tower(self) -> nn.Module:
         """See :meth:`Student.tower`."""
         return Tower(self.width, self.config.tower, self.tasks)

@@ -33,6 +33,10 @@ class MLP(Student):
         encoded: Tensor = self.dense(self.features(**inputs))
         return encoded
 
+    def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
+        """See :meth:`Student.id_embedding`; that of the candidate, not of events."""
+        return self.features.categorical.of(kind, ids)
+
     def tower(self) -> nn.Module:
         """See :meth:`Student.tower`."""
         return Tower(self.width, self.config.tower, self.tasks)

@@ -225,6 +225,11 @@ class HSTUTeacher(TrainableTeacher):
         """The HSTU layers."""
         return list(self.layers)
 
+    def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
+        """See :meth:`TrainableTeacher.id_embedding`; of the candidate token, else of the head."""
+        found = self.tokens.of(kind, ids)
+        return self.head.features.of(kind, ids) if found is None else found
+
     def fingerprint(self) -> str:
         """Hex digest of weights, configuration, tasks and feature view; equal across processes."""
         return module_fingerprint(self, self.config, f"{self.schema.view_hash()}:{','.join(self.head.tasks)}")

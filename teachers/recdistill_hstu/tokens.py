@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from recdistill_core.batch import Batch
 from recdistill_core.errors import DataError
-from recdistill_core.schema import OOV, Schema
+from recdistill_core.schema import ITEM, OOV, Schema
 
 ACTION = "<action>"
 
@@ -66,6 +66,18 @@ class TokenEmbedding(nn.Module):
         if batch.history is not None:
             ids.insert(0, self._of_events(batch.history.events))
         return self._summed(ids)
+
+    def of(self, kind: str, ids: Tensor) -> Tensor | None:
+        """``[M]`` ids -> ``[M, D]``, their part of a candidate token; None for what is no part of it.
+
+        Args:
+            kind: ``item``, or the name of a categorical feature. ids: of its vocabulary.
+        """
+        parts = [ITEM, *(self.names[column] for column in self.columns)]
+        if kind not in parts:
+            return None
+        found: Tensor = self.table(_lookup(ids[:, None], self.candidate_rows[:, parts.index(kind), None])[:, 0])
+        return found
 
     def events(self, events: Mapping[str, Tensor]) -> Tensor:
         """``[E, D]`` of events ``{name: [E]}`` alone. Raises DataError as :meth:`forward` does."""

@@ -40,6 +40,7 @@ from recdistill_parquet.dataset_writer import write_dataset
 from recdistill_pipeline.runconfig import (
     CaptureConfig,
     DatasetConfig,
+    EmbeddingsConfig,
     EvaluationConfig,
     PretrainedConfig,
     RunConfig,
@@ -56,6 +57,7 @@ SECTIONS = {
     "split": SplitConfig,
     "teacher_training": TeacherTrainingConfig,
     "capture": CaptureConfig,
+    "embeddings": EmbeddingsConfig,
     "pretrained": PretrainedConfig,
     "evaluation": EvaluationConfig,
     "trainer": TrainerConfig,
