@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from recdistill_core.labels import CaptureMode, LabelPolicy
-from recdistill_pipeline.embeddings_config import EmbeddingsConfig as EmbeddingsConfig
-
-CAPTURES = (CaptureMode.PREQUENTIAL.value, CaptureMode.OUT_OF_FOLD.value, CaptureMode.LEAKY.value)
-#: Stands for the labels that the run's own teacher makes.
-OWN = "own"
+from recdistill_core.labels import CaptureMode
+from recdistill_pipeline.runconfig_channels import OWN as OWN
+from recdistill_pipeline.runconfig_channels import CandidatesConfig as CandidatesConfig
+from recdistill_pipeline.runconfig_channels import CaptureConfig as CaptureConfig
+from recdistill_pipeline.runconfig_channels import EmbeddingsConfig as EmbeddingsConfig
+from recdistill_pipeline.runconfig_channels import LabelsConfig as LabelsConfig
+from recdistill_pipeline.runconfig_channels import StatesConfig as StatesConfig
+from recdistill_pipeline.runconfig_training import PretrainedConfig as PretrainedConfig
+from recdistill_pipeline.runconfig_training import RawTrainingConfig as RawTrainingConfig
+from recdistill_pipeline.runconfig_training import TeacherTrainingConfig as TeacherTrainingConfig
+from recdistill_pipeline.runconfig_training import TrainingConfig as TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -54,221 +57,6 @@ class SplitConfig:
     train_from: str = ""
     student_from: str = ""
     stream_from: str = ""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """One model's training; see ``Optimisation``, ``ReadOrder`` and ``Phases`` of :mod:`recdistill_lightning`."""
-
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    decay: bool = False
-    batch_size: int = 2048
-    window_hours: float = 24.0
-    within: str = "shuffle"
-    batch_epochs: int = 1
-
-    def __post_init__(self) -> None:
-        from recdistill_lightning import Optimisation, ReadOrder
-
-        if self.batch_epochs < 1:
-            raise ValueError(f"batch_epochs must be >= 1, got {self.batch_epochs}")
-        Optimisation(self.lr, self.weight_decay, self.warmup_steps, self.decay)
-        ReadOrder(self.batch_size, self.window_hours, self.within)
-
-
-@dataclass(frozen=True)
-class RawTrainingConfig:
-    """Where a raw student's training differs from ``student_training``, so that each side has settings chosen for it.
-
-    Attributes:
-        lr, weight_decay, batch_epochs: None: as in ``student_training``.
-    """
-
-    lr: float | None = None
-    weight_decay: float | None = None
-    batch_epochs: int | None = None
-
-
-@dataclass(frozen=True)
-class TeacherTrainingConfig(TrainingConfig):
-    """As :class:`TrainingConfig`, but read by user: in a shuffled window labels would leak through histories."""
-
-    within: str = "user"
-
-    def __post_init__(self) -> None:
-        from recdistill_lightning.order import SHUFFLED
-
-        super().__post_init__()
-        if self.within in SHUFFLED and self.window_hours > 0:
-            raise ValueError(
-                "within must be user or time for a teacher: in a shuffled window it could be trained on a later row of "
-                "a user, whose history holds the label of a row that is captured only then"
-            )
-
-
-@dataclass(frozen=True)
-class CaptureConfig:
-    """How teacher logits become labels.
-
-    Attributes:
-        mode: ``prequential`` (from the training forward pass, before the update), ``out_of_fold`` (from copies of the
-            teacher that have not seen the row; the one for teachers trained several times over the same rows) or
-            ``leaky`` (scored after training; only for showing the damage).
-        folds: copies of the teacher for ``out_of_fold``: >= 2 by user, >= 1 by time.
-        fold_by: ``user`` or ``time``; see :func:`recdistill_lightning.folds.make_folds`.
-        allow_leaky: must be true for ``leaky``, and for students of versions with leaky labels.
-        warmup_steps: first training steps whose logits are not captured.
-        min_coverage: share of the students' training rows that must have a label, in [0, 1].
-    """
-
-    mode: str = "prequential"
-    folds: int = 5
-    fold_by: str = "user"
-    allow_leaky: bool = False
-    warmup_steps: int = 0
-    min_coverage: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.mode not in CAPTURES:
-            raise ValueError(f"mode must be one of {', '.join(CAPTURES)}, got {self.mode!r}")
-        from recdistill_lightning.folds import FOLDS_BY
-
-        if self.fold_by not in FOLDS_BY:
-            raise ValueError(f"fold_by must be one of {', '.join(FOLDS_BY)}, got {self.fold_by!r}")
-        least = 2 if self.fold_by == "user" else 1
-        if self.folds < least:
-            raise ValueError(f"folds must be >= {least} by {self.fold_by}, got {self.folds}")
-        if not 0.0 <= self.min_coverage <= 1.0:
-            raise ValueError(f"min_coverage must lie in [0, 1], got {self.min_coverage}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps}")
-
-
-@dataclass(frozen=True)
-class PretrainedConfig:
-    """What the teacher takes over from a sequence model that ``teacher pretrain`` has trained (GPSD, arXiv 2506.03699).
-
-    Attributes:
-        path: its folder; empty: nothing is taken over.
-        transfer: regular expressions; a parameter that one of them finds in its name is loaded.
-        freeze: regular expressions; what is loaded and found by one of them is not trained. Of an embedding table only
-            the rows of values that pre-training has seen are loaded, and only they are frozen.
-    """
-
-    path: str = ""
-    transfer: list[str] = field(default_factory=lambda: ["^tokens\\."])
-    freeze: list[str] = field(default_factory=lambda: ["^tokens\\."])
-
-    def __post_init__(self) -> None:
-        for name in ("transfer", "freeze"):
-            for pattern in getattr(self, name):
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise ValueError(f"{name} holds {pattern!r}, which is no regular expression: {error}") from error
-        if not self.transfer:
-            raise ValueError("transfer needs at least one regular expression; an empty path takes nothing over")
-
-
-@dataclass(frozen=True)
-class LabelsConfig:
-    """Which labels of the store the students learn from.
-
-    Attributes:
-        versions: teacher versions; ``own`` stands for what this run's teacher makes. Empty: ``own`` alone. Without
-            ``own`` no teacher is trained: versions that others have published are read, and for the teacher's side of
-            eta they must label the test rows, too.
-        policy: with several versions ``any_of`` (the first of them that has a label), ``latest_before_event`` (the
-            one whose teacher was trained last before the row) or ``all_of`` (the mean of all that have a label; for
-            strategy ``multi_teacher``, each of them); with one, ``exact``.
-        snapshot: commit of the store to read, 8 digits of its id or more, for published versions; empty: the newest.
-        examples: a Parquet file with a column ``example_id``: only these examples keep their labels; empty: all.
-        without: such a file of examples whose labels are left out; empty: none.
-        allow_other_dataset: true where labels that were made for another dataset (a newer import of the same log) are
-            for examples of the same ids.
-    """
-
-    versions: list[str] = field(default_factory=list)
-    policy: str = LabelPolicy.EXACT.value
-    snapshot: str = ""
-    examples: str = ""
-    without: str = ""
-    allow_other_dataset: bool = False
-
-    def __post_init__(self) -> None:
-        policies = [policy.value for policy in LabelPolicy]
-        if self.policy not in policies:
-            raise ValueError(f"policy must be one of {', '.join(policies)}, got {self.policy!r}")
-        if len(set(self.versions)) != len(self.versions) or not all(self.versions):
-            raise ValueError(f"versions must be distinct and not empty, got {self.versions}")
-        if len(self.versions) > 1 and self.policy == LabelPolicy.EXACT:
-            raise ValueError(f"{len(self.versions)} versions need a policy: any_of, latest_before_event or all_of")
-        if self.snapshot and self.own:
-            raise ValueError("snapshot is for published versions; labels of this run's teacher are later than any")
-
-    @property
-    def own(self) -> bool:
-        """Whether this run's own teacher is among the versions."""
-        return not self.versions or OWN in self.versions
-
-
-@dataclass(frozen=True)
-class CandidatesConfig:
-    """Items that were not shown, which the teacher scores for the students to learn from.
-
-    Attributes:
-        per_row: candidates beside each training row; 0: none.
-        by: ``popularity`` or ``uniform``; see :class:`recdistill_lightning.CandidateDraw`.
-        hard: how many times as many are scored; of a row's the ``per_row`` that the teacher scores highest are kept.
-        weight: how much a candidate's soft loss counts beside a row's, finite and >= 0.
-    """
-
-    per_row: int = 0
-    by: str = "popularity"
-    hard: int = 1
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.per_row < 0:
-            raise ValueError(f"per_row must be >= 0, got {self.per_row}")
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"weight must be finite and >= 0, got {self.weight}")
-        from recdistill_lightning.candidates import CandidateDraw
-
-        CandidateDraw(max(1, self.per_row), self.by, hard=self.hard)
-
-
-@dataclass(frozen=True)
-class StatesConfig:
-    """Hidden states of the teacher, which students read of their users' past rows (LoopFM, arXiv 2605.29280).
-
-    Attributes:
-        width: numbers that are kept of a row's state, even; 0: no states. bits: of each number, 2 to 8.
-        recent: newest rows of the user whose states are averaged, >= 1.
-        delay_minutes: a state can be read only by rows that are more than this much later, >= 0.
-        of: which activation of the teacher, by its name in ``Scores.hidden``.
-    """
-
-    width: int = 0
-    bits: int = 4
-    recent: int = 8
-    delay_minutes: int = 0
-    of: str = "state"
-
-    def __post_init__(self) -> None:
-        if self.width < 0 or self.width % 2:
-            raise ValueError(f"width must be even and >= 0, got {self.width}")
-        from recdistill_lightning.states import require_shape
-
-        require_shape(self.width or 2, self.bits)
-        if self.recent < 1:
-            raise ValueError(f"recent must be >= 1, got {self.recent}")
-        if self.delay_minutes < 0:
-            raise ValueError(f"delay_minutes must be >= 0, got {self.delay_minutes}")
-        if not self.of:
-            raise ValueError("of must name an activation of the teacher, such as state")
 
 
 @dataclass(frozen=True)
