@@ -58,13 +58,8 @@ bench-eta: $(VENV)/.bench
 	    echo 'movielens is left out: benchmarks/eta/movielens.yaml says how to bring the ratings to ml/dataset'; continue; \
 	  fi; \
 	  $(BIN)/recdistill sweep benchmarks/eta/tables-$$name.yaml --out runs/eta/tables --workers 2; \
-	  for table in strategy size capture choice; do \
-	    for any in runs/eta/tables/runs/$$name,$$table-*; do [ -d "$$any" ] || continue 2; break; done; \
-	    $(BIN)/recdistill compare runs/eta/tables/runs/$$name,strategy-rec_distill \
-	      $$(ls -d runs/eta/tables/runs/$$name,$$table-* | grep -v strategy-rec_distill) \
-	      --plot runs/eta/$$name-$$table --out runs/eta/$$name-$$table.md; \
-	  done; \
 	done
+	$(BIN)/python benchmarks/eta/tables.py runs/eta/tables --out runs/eta/pages
 
 versions: $(VENV)/.test
 	@$(BIN)/python --version

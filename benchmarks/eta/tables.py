@@ -27,6 +27,7 @@ TABLES = {
     "size": "Sizes",
     "capture": "Where the labels come from",
     "choice": "One choice changed",
+    "channel": "More than the logits",
 }
 DEFAULT = "strategy-rec_distill"
 METRICS = ("auc", "gauc", "ne")

@@ -38,13 +38,16 @@ from recdistill_hf.options import OPTIONS
 from recdistill_lightning import TrainerConfig
 from recdistill_parquet.dataset_writer import write_dataset
 from recdistill_pipeline.runconfig import (
+    CandidatesConfig,
     CaptureConfig,
     DatasetConfig,
     EmbeddingsConfig,
     EvaluationConfig,
+    LabelsConfig,
     PretrainedConfig,
     RunConfig,
     SplitConfig,
+    StatesConfig,
     TeacherTrainingConfig,
 )
 from recdistill_table.schema_file import _Plain as TableKeys
@@ -57,6 +60,9 @@ SECTIONS = {
     "split": SplitConfig,
     "teacher_training": TeacherTrainingConfig,
     "capture": CaptureConfig,
+    "labels": LabelsConfig,
+    "candidates": CandidatesConfig,
+    "states": StatesConfig,
     "embeddings": EmbeddingsConfig,
     "pretrained": PretrainedConfig,
     "evaluation": EvaluationConfig,
