@@ -44,6 +44,7 @@ from recdistill_pipeline.runconfig import (
     PretrainedConfig,
     RunConfig,
     SplitConfig,
+    StatesConfig,
     TeacherTrainingConfig,
 )
 from recdistill_table.schema_file import _Plain as TableKeys
@@ -56,6 +57,7 @@ SECTIONS = {
     "split": SplitConfig,
     "teacher_training": TeacherTrainingConfig,
     "capture": CaptureConfig,
+    "states": StatesConfig,
     "pretrained": PretrainedConfig,
     "evaluation": EvaluationConfig,
     "trainer": TrainerConfig,
