@@ -34,6 +34,7 @@ class StateCapture(L.Callback):
     A row's state is of the teacher before the update on the row's batch, and of the compressor before its own step on
     it. The compressor learns to reconstruct states; nothing of it reaches the teacher, which trains as without it.
     Only first sights are kept, as in :class:`recdistill_lightning.LogitCapture`; training is in one process.
+    Lightning's checkpoints hold nothing of it: a fit that goes on keeps the states of the rest, by a new compressor.
 
     Args:
         width, bits, lr: of the :class:`StateCompressor`.

@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from pipeline_cases import (
     FLIPPED,
     TEACHER,
@@ -211,6 +212,18 @@ def test_rows_after_the_fit_get_the_trained_teachers_state_and_trained_ones_are_
         states_after_training(module, early, feed, callback.compressor)
     with pytest.raises(UsageError, match="the capture has kept no states"):
         states_with_later(StateCapture(4), module, [], feed, {})
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_fit_that_goes_on_keeps_the_rest(feed: ParquetSource, tmp_path: Path) -> None:
+    whole, rest = StateCapture(4), StateCapture(4)
+    for callback, checkpoint in ((whole, None), (rest, tmp_path / "step=4.ckpt")):
+        module = teacher_module(feed)
+        save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+        fit(module, data_module(feed, module), save, callback, enable_checkpointing=True, checkpoint=checkpoint)
+    count = len(found(rest))
+    assert 0 < count < 1500
+    assert np.array_equal(found(rest).example_id, found(whole).example_id[-count:])
 
 
 def test_rows_that_an_earlier_fit_has_seen_are_refused(feed: ParquetSource) -> None:
