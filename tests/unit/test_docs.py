@@ -60,14 +60,10 @@ SECTIONS = {
     "split": SplitConfig,
     "teacher_training": TeacherTrainingConfig,
     "capture": CaptureConfig,
-<<<<<<< HEAD
     "labels": LabelsConfig,
     "candidates": CandidatesConfig,
     "states": StatesConfig,
     "embeddings": EmbeddingsConfig,
-=======
-    "states": StatesConfig,
->>>>>>> 7b92970bccda259c92bf5fd3c0670e15ee0ffee8
     "pretrained": PretrainedConfig,
     "evaluation": EvaluationConfig,
     "trainer": TrainerConfig,
