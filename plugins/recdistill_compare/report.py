@@ -21,10 +21,10 @@ SHORT = {WITHIN_NOISE: "teacher's gain within noise", NO_ETA: "undefined"}
 
 def value_rows(answer: Mapping[str, Any], name: str) -> list[Row]:
     """Cells of one metric: every row's models, averaged over seeds, and eta."""
-    marks = {row["name"]: _mark(row) for row in answer["rows"]}
+    names = _marked(answer)
     return [
         (
-            row["name"] + marks[row["name"]],
+            names[row["name"]],
             *(interval_cell({**row[side], "low": None}, ".4f") for side in SIDES),
             eta_cell(_short(row["eta"])),
         )
@@ -32,8 +32,12 @@ def value_rows(answer: Mapping[str, Any], name: str) -> list[Row]:
     ]
 
 
+def _marked(answer: Mapping[str, Any]) -> dict[str, str]:
+    """Name of every row -> the name with what must not be overlooked of it."""
+    return {row["name"]: row["name"] + _mark(row) for row in answer["rows"]}
+
+
 def _mark(row: Mapping[str, Any]) -> str:
-    """What must not be overlooked of a row."""
     found = []
     if row["capture"] == "leaky":
         found.append("LEAKY labels: no result")
@@ -47,15 +51,16 @@ def _mark(row: Mapping[str, Any]) -> str:
 def difference_rows(answer: Mapping[str, Any], name: str) -> list[Row]:
     """Cells of one metric: every row against the reference."""
     rows: list[Row] = []
+    names = _marked(answer)
     for row in answer["metrics"][name]["rows"]:
-        held = row["against"]
+        held, shown_name = row["against"], names[row["name"]]
         if held is None:
-            rows.append((row["name"], "", "", "", row["verdict"]))
+            rows.append((shown_name, "", "", "", row["verdict"]))
             continue
         eta = _short(held["eta"])
         shown = str(eta["note"]) if eta["value"] is None else interval_cell(eta, "+.2f")
         rows.append(
-            (row["name"], interval_cell(held["distilled"], "+.4f"), f"{held['p_holm']:.3f}", shown, row["verdict"])
+            (shown_name, interval_cell(held["distilled"], "+.4f"), f"{held['p_holm']:.3f}", shown, row["verdict"])
         )
     return rows
 
