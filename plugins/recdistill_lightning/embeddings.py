@@ -93,7 +93,7 @@ class Entities:
 
 class EmbeddingDistillation(Paced):
     """Distillation Experts (DE; Kang et al. 2020, "DE-RRD: A Knowledge Distillation Framework for Recommender System",
-    CIKM, arXiv 2012.04357, section 4.1), for the entities of each row.
+    CIKM, arXiv 2012.04357, section 4.1), for the entities of each row::
 
         s = softmax((log softmax(S t) + g) / tau)        g from Gumbel(0, 1); tau falls geometrically, batch by batch
         loss = weight * |t - sum_m s_m E_m(e)|^2
