@@ -75,7 +75,8 @@ class Schema:
         vocabularies: name -> size, the out-of-vocabulary row included.
         item_vocabulary: vocabulary of ``item_id``.
         keep_rates: task -> known keep rates of the sampling that made this log.
-        gives: optional columns that the impressions have, of ``position``, ``propensity``, ``request_groups``.
+        gives: optional columns that the impressions have, of ``position``, ``propensity``, ``request_groups``,
+            ``shown``.
         time_unit: always ``ms`` since the epoch, UTC, once imported.
     """
 

@@ -84,7 +84,9 @@ def draw(answer: Mapping[str, Any], out: Path) -> list[str]:
 
 def page(dataset: str, runs: Sequence[Path], out: Path) -> str:
     """All tables of one dataset, with their plots."""
-    default = next(run for run in runs if run.name == f"{dataset},{DEFAULT}")
+    default = next((run for run in runs if run.name == f"{dataset},{DEFAULT}"), None)
+    if default is None:
+        raise SystemExit(f"error: {dataset},{DEFAULT} is not finished, which every table begins with")
     lines = [f"# {dataset}"]
     for key, title in TABLES.items():
         others = [run for run in runs if run.name.startswith(f"{dataset},{key}-") and run != default]

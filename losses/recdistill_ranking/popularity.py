@@ -63,7 +63,8 @@ class UnKD(RankingLoss, Paced):
     @torch.no_grad()
     def advance(self, batch: Batch) -> None:
         """Count the batch's rows, those of all processes."""
-        mine = torch.ones_like(batch.item_id)
+        shown = list(batch.observed.values())  # what was not shown has no outcome, and counts for nothing
+        mine = torch.stack(shown).any(0).long() if shown else torch.ones_like(batch.item_id)
         if batch.share is not None and batch.share.idle:  # its rows are another process's
             mine.zero_()
         self.seen += sum_over_ranks(torch.zeros_like(self.seen).index_add(0, batch.item_id, mine))

@@ -62,8 +62,8 @@ class CandidateDraw:
 class CandidateItems:
     """Candidates of any rows of a dataset; the same whichever batch asks for them.
 
-    Never an item that its user has been shown until then, the row's own moment included, nor twice the same item beside
-    one row.
+    Never an item that its user has been shown until then, the row's own moment included, or that the log names as a
+    candidate there, nor twice the same item beside one row.
 
     Args:
         source: the dataset, in time order. draw: which items.
@@ -92,12 +92,15 @@ class CandidateItems:
         source, rows = self.source, np.arange(self.source.num_rows, dtype=np.int64)
         self._ids, self._time = source.column("example_id"), source.column("event_time")
         self._user = np.unique(source.column("user_id"), return_inverse=True)[1].astype(np.int64)
+        # what the log names as a candidate was not shown, and lends its item to no other row
+        self._shown = np.flatnonzero(source.column("shown")) if "shown" in source.schema.gives else rows
         # item ids are of the vocabulary: 0 is every item that it lacks, and no candidate
         items, self._item = np.unique(source.column("item_id"), return_inverse=True)
         self._unknown = int(np.searchsorted(items, 0)) if 0 in items else -1
-        self._showings = np.sort(self._item.astype(np.int64) * (rows.size + 1) + rows)  # rows by item, then by time
+        shown = self._item[self._shown].astype(np.int64)
+        self._showings = np.sort(shown * (rows.size + 1) + self._shown)  # rows by item, then by time
         first = np.full(items.size, rows.size, np.int64)
-        np.minimum.at(first, self._item, rows)
+        np.minimum.at(first, shown, self._shown)
         self._newcomers = np.argsort(first, kind="stable")
         self._arrivals = first[self._newcomers]
         pairs, where = np.unique(self._user * items.size + self._item, return_index=True)
@@ -125,7 +128,9 @@ class CandidateItems:
     def _donors(self, rows: Ints, chance: NDArray[np.float64]) -> Ints:
         """An earlier row of each row, -1 where there is none, for ``chance`` in [0, 1)."""
         if self.draw.by == "popularity":
-            return np.where(rows > 0, (chance * rows).astype(np.int64), -1)
+            before = np.searchsorted(self._shown, rows)
+            place = np.minimum((chance * before).astype(np.int64), max(self._shown.size - 1, 0))
+            return np.where(before > 0, self._shown[place] if self._shown.size else -1, -1)
         known = np.searchsorted(self._arrivals, rows)
         item = self._newcomers[np.minimum((chance * known).astype(np.int64), self._items - 1)]
         newest = np.searchsorted(self._showings, item * (self._time.size + 1) + rows) - 1

@@ -14,6 +14,9 @@ from recdistill_core.batch import Batch
 from recdistill_core.errors import DataError
 from recdistill_core.interfaces import HistoryWindow, SampleSource
 
+#: Columns of every dataset that are no features, whatever features are called.
+OF_ROWS = ("example_id", "request_id", "user_id", "item_id", "event_time")
+
 
 class FeatureView:
     """A dataset whose schema and batches lack some features; everything else is the dataset's.
@@ -35,6 +38,9 @@ class FeatureView:
         self.snapshot_id, self.num_rows = source.snapshot_id, source.num_rows
         names = [feature.name for feature in source.schema.categorical]
         self._categorical = self._kept(names)
+        # a bare name that a row has anyhow, such as user_id, is no feature's
+        of_rows = {*OF_ROWS, *source.schema.gives}
+        self._refused = {f"feature/{name}" for name in self.without} | ({*self.without} - of_rows)
         self._numeric = self._kept(source.schema.numeric)
 
     def _kept(self, names: Sequence[str]) -> list[int]:
@@ -46,7 +52,7 @@ class FeatureView:
 
     def column(self, name: str) -> NDArray[Any]:
         """See :meth:`SampleSource.column`. Raises DataError for a feature that is left out."""
-        if name.removeprefix("feature/") in self.without:
+        if name in self._refused:
             raise DataError(
                 f"the feature {name.removeprefix('feature/')!r} is left out of this view of the dataset",
                 where="FeatureView.column",

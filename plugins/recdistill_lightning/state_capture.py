@@ -136,7 +136,8 @@ class StateCapture(L.Callback):
 
 def packed(compressor: StateCompressor, hidden: Tensor) -> NDArray[np.uint8]:
     """``[N, H]`` activations as packed states ``[N, bytes]``."""
-    return pack(compressor.codes(hidden).cpu().numpy(), compressor.bits)
+    # Lightning brings the teacher back to the CPU as a fit ends, and leaves a callback's modules where they are
+    return pack(compressor.codes(hidden.to(compressor.encoder.device)).cpu().numpy(), compressor.bits)
 
 
 def states_after_training(

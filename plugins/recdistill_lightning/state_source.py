@@ -76,9 +76,13 @@ class StateSource:
             )
         self._time = self.source.column("event_time")  # rows are in time order
         self._users, user = np.unique(self.source.column("user_id"), return_inverse=True)
-        keys = user[rows] * self.num_rows + rows
+        if "shown" in self.source.schema.gives:  # a candidate that the log names is no past of a user
+            kept = np.flatnonzero(self.source.column("shown")[rows])
+        else:
+            kept = np.arange(len(rows))
+        keys = user[rows[kept]] * self.num_rows + rows[kept]
         order = np.argsort(keys)
-        self._keys, self._packed, self._bits = keys[order], states.packed[order], states.bits
+        self._keys, self._packed, self._bits = keys[order], states.packed[kept[order]], states.bits
 
     def __len__(self) -> int:
         return self.num_rows

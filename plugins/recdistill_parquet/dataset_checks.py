@@ -103,10 +103,14 @@ class Rows:
     def integers(self, column: str, role: str) -> NDArray[np.int64]:
         """``[rows]`` int64 without nulls."""
         self.refuse_null(column, role)
+        return self.whole_numbers(column, role)
+
+    def whole_numbers(self, column: str, role: str) -> NDArray[np.int64]:
+        """``[rows]`` int64; null reads 0."""
         found = self.keys(column)
         if not pa.types.is_integer(found.type):
             raise self.refuse_type(f"{role} must be an integer", column, "give integers")
-        plain: NDArray[np.int64] = found.to_numpy(zero_copy_only=False)
+        plain: NDArray[np.int64] = pc.fill_null(found, 0).to_numpy(zero_copy_only=False)
         return plain
 
     def labels(self, column: str, task: str) -> NDArray[np.int8]:
@@ -161,15 +165,18 @@ class Rows:
         self.refuse(~np.isfinite(small), what, column, "drop the row or fill the value in before the import")
         return small
 
-    def positions(self, column: str) -> NDArray[np.int64]:
-        """``[rows]``, 0 = top."""
-        found = self.integers(column, "position")
+    def positions(self, column: str, shown: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """``[rows]``, 0 = top; a row that was not shown has none, which reads 0."""
+        null = self.batch.column(column).is_null().to_numpy(zero_copy_only=False)
+        self.refuse(null & shown, "position is null", column, "drop the row, or fill the value in before the import")
+        found = self.whole_numbers(column, "position")
         self.refuse(found < 0, "position is {value}, below 0", column, "count positions from 0 = top")
         return found
 
-    def propensities(self, column: str) -> NDArray[np.float32]:
-        """``[rows]`` in (0, 1]."""
+    def propensities(self, column: str, shown: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """``[rows]`` in (0, 1]; a row that was not shown need not have one, which reads 1."""
         values, null = self.numbers(column, "propensity")
+        values, null = np.where(null & ~shown, 1.0, values), null & shown
         with np.errstate(over="ignore"):
             small = values.astype(np.float32)
         wrong = null | ~((small > 0) & (small <= 1))

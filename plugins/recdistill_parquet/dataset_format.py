@@ -13,9 +13,9 @@ Layout of ``DIR`` (format version 1)::
 Columns of the impressions: ``example_id, request_id, user_id, item_id, event_time`` (int64; ms UTC), ``history_start``
 (int64: place of the user's first event in the event table), ``history_end`` (int64: how many of the user's events lie
 STRICTLY before ``event_time``), ``categorical`` (fixed-size list of int32),
-``numeric`` (fixed-size list of float32), ``label_<task>`` (int8, -1 = not observed), ``position`` (int64) and
-``propensity`` (float32) where the log has them. Columns of the events: the event fields (int32 ids), ``action`` (int32
-bit code), ``time`` (int64).
+``numeric`` (fixed-size list of float32), ``label_<task>`` (int8, -1 = not observed), ``position`` (int64),
+``propensity`` (float32) and ``shown`` (int8 of 0 and 1) where the log has them. Columns of the events: the event fields
+(int32 ids), ``action`` (int32 bit code), ``time`` (int64).
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Layout:
         if schema.numeric:
             kinds["numeric"] = (np.float32, len(schema.numeric))
         kinds |= {f"label_{task}": np.int8 for task in schema.tasks}
-        optional = {"position": np.int64, "propensity": np.float32}
+        optional = {"position": np.int64, "propensity": np.float32, "shown": np.int8}
         return kinds | {name: kind for name, kind in optional.items() if name in self.gives}
 
     def arrange(self, staged: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -58,7 +58,7 @@ class Layout:
             names = [f"n{i}" for i in range(len(raw.numeric))] + [f"h{i}" for i in range(len(raw.history_rates))]
             found["numeric"] = np.column_stack([staged[name] for name in names])
         found |= {f"label_{task}": staged[f"l{number}"] for number, task in enumerate(schema.tasks)}
-        same = ("history_start", "history_end", "position", "propensity")
+        same = ("history_start", "history_end", "position", "propensity", "shown")
         return found | {name: staged[name] for name in same if name in staged}
 
 

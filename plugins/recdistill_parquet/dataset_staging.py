@@ -55,6 +55,8 @@ def stage_impressions(raw: RawLog, plan: Plan, path: Path, progress: Progress | 
             rows.require(plan.impression_columns())
         columns = _impression_columns(rows, plan) | _shared_columns(rows, plan, range(len(plan.lookups)))
         columns["action"][~rows.shown(raw.schema)] = NOT_SHOWN
+        if raw.schema.shown:
+            columns["shown"] = rows.shown(raw.schema).astype(np.int8)
         if raw.schema.time_ordered:
             newest = _check_order(rows, columns["time"], newest, raw.schema.event_time)
         for number, task in enumerate(raw.schema.tasks):
@@ -168,9 +170,9 @@ def _impression_columns(rows: Rows, plan: Plan) -> dict[str, Any]:
     columns |= {f"l{number}": rows.labels(column, task) for number, (task, column) in enumerate(raw.tasks.items())}
     columns |= {f"t{number}": rows.truths(column, task) for number, (task, column) in enumerate(raw.truth.items())}
     if raw.position:
-        columns["position"] = rows.positions(raw.position)
+        columns["position"] = rows.positions(raw.position, rows.shown(raw))
     if raw.propensity:
-        columns["propensity"] = rows.propensities(raw.propensity)
+        columns["propensity"] = rows.propensities(raw.propensity, rows.shown(raw))
     return columns
 
 

@@ -158,7 +158,7 @@ class _Import:
         if queries.events is not None:
             extra = self.workplace / "extra.parquet"
             database.copy(queries.encoded(queries.events, ids, users, None), extra)
-        gives = [name for name in ("position", "propensity") if getattr(self.raw.schema, name)]
+        gives = [name for name in ("position", "propensity", "shown") if getattr(self.raw.schema, name)]
         if requests is not None and database.first(has_groups(encoded)) is not None:
             gives.append("request_groups")
         return encoded, extra, gives

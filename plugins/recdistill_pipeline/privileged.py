@@ -29,6 +29,9 @@ def require_privileged(plan: Plan, schema: Schema) -> None:
     items = [entry.name for entry in schema.categorical if entry.vocabulary == schema.item_vocabulary]
     known = [*(entry.name for entry in schema.categorical), *schema.numeric]
     problems = []
+    if plan.config.privileged and "shown" in schema.gives:
+        told = "the log holds rows that were not shown, and nobody knows what would have followed their showing"
+        problems.append(Problem("privileged", f"{told}; leave it empty, or import the log without these rows"))
     for at, name in enumerate(plan.config.privileged):
         if name not in known:
             found = f"the dataset has no feature {name!r}{suggest(name, known)}; it has {', '.join(known) or 'none'}"
@@ -89,8 +92,8 @@ def auc_alone(
     """How well one feature orders the rows by their label: 0.5 for not at all, 1 for perfectly.
 
     The rate of positives of each value is estimated on one half of the users and scores the other half, and the other
-    way round; the mean of both. The values of a numeric feature are cut into parts for that, and its own order, in
-    either direction, is taken where it tells more.
+    way round; the mean of both. For a numeric feature this is done with its values as they are and cut into parts, and
+    its own order, in either direction, is taken where it tells more.
 
     Args:
         value: ``[N]``. label: ``[N]`` of 0 and 1, NaN where not observed. user: ``[N]`` ids.
@@ -108,7 +111,8 @@ def auc_alone(
     rising = _auc(value, label)
     edges = np.unique(np.quantile(value, np.linspace(0, 1, BINS + 1)[1:-1]))
     by_rate = _by_rate(np.searchsorted(edges, value, side="right"), label, user)
-    return max(rising, 1.0 - rising, 0.0 if by_rate is None else by_rate)
+    by_value = _by_rate(value, label, user)  # codes that are stored as numbers
+    return max(rising, 1.0 - rising, by_rate or 0.0, by_value or 0.0)
 
 
 def _by_rate(value: NDArray[Any], label: NDArray[np.float64], user: NDArray[np.int64]) -> float | None:

@@ -102,6 +102,9 @@ def summary(results: Mapping[str, Any]) -> str:
             "> hidden states; they are not those of a teacher that is a black box.",
             "",
         ]
+    if results.get("raw_training"):
+        otherwise = ", ".join(f"{key} {value:g}" for key, value in results["raw_training"].items())
+        lines += [f"> **Raw students have settings of their own:** {otherwise}.", ""]
     data = results["data"]
     teacher_rows = f"{data['teacher_rows']:,} rows" if data["teacher_rows"] else "rows unknown here"
     lines += [

@@ -33,6 +33,7 @@ from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here, ve
 from recdistill_pipeline.shared import SharedFolder, dataset_home, raw_settings, store_spec, teacher_settings
 from recdistill_pipeline.states import channel_of
 from recdistill_pipeline.student_labels import require_others
+from recdistill_pipeline.student_view import require_students
 
 
 class Run:
@@ -99,6 +100,7 @@ class Run:
         teacher = black_box(self.plan, source) if todo else None
         if todo:
             require_models(self.plan, source, teacher)
+            require_students(self.plan, source, split.student[0])
         if teacher is not None:
             with self._alone("asking"):  # what one run has asked for, the next one finds in the store
                 self._ask(teacher, source, split, todo, told)
@@ -295,6 +297,7 @@ class Run:
             },
             **({"privileged": teacher["privileged"]} if "privileged" in teacher else {}),
             **({"embeddings": self.plan.config.embeddings.at} if self.plan.config.embeddings.weight else {}),
+            **({"raw_training": self.plan.config.raw_differs()} if self.plan.config.raw_differs() else {}),
             "versions": versions(),
         }
 

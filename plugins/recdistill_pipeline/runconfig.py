@@ -154,6 +154,11 @@ class RunConfig:
                 "a candidate was not shown, so nobody knows its privileged features, such as what followed the "
                 "showing: set candidates.per_row to 0 or leave privileged empty"
             )
+        if self.privileged and self.states.width:
+            raise ValueError(
+                "a state may hold the privileged features of its row, and students would read them with it; what "
+                "followed one showing can be the label of the next: set states.width to 0 or leave privileged empty"
+            )
         if self.embeddings.weight and not self.labels.own:
             raise ValueError(
                 "embeddings are those of the run's own teacher: with embeddings.weight above 0, labels.versions needs "
@@ -176,6 +181,11 @@ class RunConfig:
             {} if distilled else {key: value for key, value in asdict(self.raw_training).items() if value is not None}
         )
         return replace(self.student_training, **changes)
+
+    def raw_differs(self) -> dict[str, Any]:
+        """In which settings of their training, and how, raw students differ from distilled ones."""
+        raw, other = (asdict(self.training_of_students(distilled=distilled)) for distilled in (False, True))
+        return {key: value for key, value in raw.items() if value != other[key]}
 
     def all_tasks(self) -> tuple[str, ...]:
         """``task`` first, then the others."""

@@ -25,6 +25,8 @@ from recdistill_core.objective import Objective
 from recdistill_core.registry import installed
 from recdistill_lightning import LogitCapture, StudentModule
 from recdistill_lightning.candidates import CandidateDraw, CandidateItems, CandidateLabels
+from recdistill_lightning.state_source import StateSource
+from recdistill_lightning.states import States, pack
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
 
@@ -354,9 +356,11 @@ def test_candidates_that_the_log_names_get_a_label_of_the_teacher_and_are_no_eve
         "request": request,
         "shown": shown,
         "click": [None if value < 0 else int(value) for value in click],
+        "place": [1 if value else None for value in shown],
     }
     pq.write_table(pa.table(table), tmp_path / "log.parquet")
-    names = "user_id: user\nitem_id: item\nevent_time: time\nrequest_id: request\ntime_unit: s\nshown: shown\n"
+    names = "user_id: user\nitem_id: item\nevent_time: time\nrequest_id: request\ntime_unit: s\n"
+    names += "shown: shown\nposition: place\n"
     (tmp_path / "log.yaml").write_text(
         f"tasks: {{click: click}}\nactions: {{click: click}}\n{names}categorical: [item]\n"
     )
@@ -364,6 +368,18 @@ def test_candidates_that_the_log_names_get_a_label_of_the_teacher_and_are_no_eve
     results = run_of(tmp_path / "out", {**config(**QUICK), "dataset": {"importer": importer}}).all()
     source = ParquetSource(tmp_path / "out/dataset")
     assert source.manifest.counts["events"] == 400
+    assert np.array_equal(source.column("shown"), shown)
+    assert source.column("position")[shown == 0].max() == 0
+    rows = np.arange(source.num_rows)
+    donors = CandidateItems(source, CandidateDraw(3)).drawn(rows)[0]
+    assert shown[donors[donors >= 0]].all()
+    assert shown[CandidateItems(source, CandidateDraw(3, "uniform")).drawn(rows)[0].clip(0)].all()
+    codes = np.arange(source.num_rows) % 7
+    states = States(source.column("example_id"), pack(np.stack([codes, -codes], 1), 4), rows < 0, 2, 4)
+    view = StateSource(source, 2, states, recent=1)
+    for row in range(600, 640):
+        past = np.flatnonzero((table["user"] == table["user"][row]) & (request < request[row]) & (shown == 1))
+        assert view.batch(np.array([row])).numeric[0, -3] == pytest.approx(codes[past[-1]] / 7)
     assert results["data"]["test_rows"] == 100  # of 300, the rows that were shown
     version = json.loads((tmp_path / "out/seed-1/mlp-distilled/manifest.json").read_text())["labels"]["version"]
     signal = ParquetLogitStore(tmp_path / "out/labels").read(version, source.column("example_id")[:900])

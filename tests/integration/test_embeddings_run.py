@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from pipeline_cases import FLIPPED, TEACHER, Before, Verb, config, data_module, fit, run_of, teacher_module
 from safetensors.torch import load_file
 
@@ -26,6 +27,7 @@ from recdistill_core.fingerprint import digest
 from recdistill_core.objective import Objective
 from recdistill_core.registry import installed
 from recdistill_lightning import (
+    DistillationDataModule,
     EmbeddingDistillation,
     EmbeddingSnapshot,
     FeatureView,
@@ -136,6 +138,32 @@ def test_a_teacher_that_knows_these_rows_is_refused(feed: ParquetSource) -> None
     later = EmbeddingSnapshot(feed, before=int(feed.column("event_time")[2000]))
     fit(module, data_module(feed, module), later)
     assert later.taken is not None
+    third = EmbeddingSnapshot(feed, before=int(feed.column("event_time")[1500]))
+    order = ReadOrder(batch_size=128, window_hours=48, within="user")
+    fit(module, DistillationDataModule(feed, order, train=(1500, 2000), history=module.history), third)
+    assert third.taken is not None
+    assert third.updates == 0  # its first batch holds such rows, and the fits before it did not
+    known = set(feed.column("item_id")[:1500].tolist())
+    assert known <= set(third.taken.seen["item"].nonzero()[:, 0].tolist())
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_fit_that_goes_on_from_a_checkpoint_keeps_the_same_embeddings(feed: ParquetSource, tmp_path: Path) -> None:
+    time = int(feed.column("event_time")[700])
+    snapshots = []
+    for stop in (None, 3, 10):
+        module, saved = teacher_module(feed), ModelCheckpoint(tmp_path / str(stop), every_n_train_steps=1)
+        snapshot = EmbeddingSnapshot(feed, ("item", "creator"), before=time)
+        if stop is not None:
+            fit(module, data_module(feed, module), snapshot, saved, max_steps=stop, enable_checkpointing=True)
+            module, snapshot = teacher_module(feed), EmbeddingSnapshot(feed, ("item", "creator"), before=time)
+        fit(module, data_module(feed, module), snapshot, checkpoint=None if stop is None else saved.best_model_path)
+        snapshots.append(snapshot)
+    for other in snapshots[1:]:
+        assert other.updates == snapshots[0].updates
+        for kind in ("item", "creator"):
+            assert torch.equal(other.taken.tables[kind], snapshots[0].taken.tables[kind])
+            assert torch.equal(other.taken.seen[kind], snapshots[0].taken.seen[kind])
 
 
 def test_it_is_for_teachers_in_one_process(feed: ParquetSource, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +290,7 @@ def test_embeddings_of_the_end_are_marked_everywhere(
     found = compare_runs([finished, out, plain_run])
     assert [row["embeddings"] for row in found["rows"]] == ["student_start", "end", ""]
     shown = summary(found)
-    assert shown.count("(embeddings of the END of training: no result)") == len(found["metrics"])
+    assert shown.count("(embeddings of the END of training: no result)") == 2 * len(found["metrics"])  # in both tables
 
 
 def test_students_that_start_with_their_teacher_learn_only_from_those_of_the_end(

@@ -271,6 +271,23 @@ def test_features_that_students_cannot_be_without_are_refused(
     assert message in str(caught.value)
 
 
+def test_rows_that_were_not_shown_have_no_privileged_features(log: dict[str, Any], tmp_path: Path) -> None:
+    plan = make_plan(config(Path("d"), privileged=["dwell"]), installed())
+    schema = Schema(tasks=("click",), numeric=("dwell", "price"), vocabularies={"item_id": 5}, gives=("shown",))
+    with pytest.raises(ConfigError, match="privileged: the log holds rows that were not shown, and nobody knows what"):
+        require_privileged(plan, schema)
+
+
+def test_a_feature_may_have_the_name_of_a_column_that_every_row_has(feed_path: Path, tmp_path: Path) -> None:
+    plain = config(feed_path, privileged=["user_id"], students=["mlp"], seeds=[1])
+    results = run_of(tmp_path, plain).all()
+    assert results["privileged"]["user_id"]["click"] < 0.9
+    view = FeatureView(ParquetSource(feed_path), ["user_id"])
+    assert view.column("user_id").shape == (3000,)
+    with pytest.raises(DataError, match="the feature 'user_id' is left out of this view"):
+        view.column("feature/user_id")
+
+
 def test_students_that_would_see_nothing_are_refused() -> None:
     plan = make_plan(config(Path("d"), privileged=["dwell"]), installed())
     bare = Schema(tasks=("click",), numeric=("dwell",), vocabularies={"item_id": 5})
@@ -285,6 +302,7 @@ def test_students_that_would_see_nothing_are_refused() -> None:
     [
         ({"privileged": ["dwell", "dwell"]}, "privileged names 'dwell' more than once"),
         ({"candidates": {"per_row": 1}}, "a candidate was not shown, so nobody knows its privileged features"),
+        ({"states": {"width": 4}}, "a state may hold the privileged features of its row, and students would read them"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(

@@ -35,6 +35,11 @@ def test_a_number_that_tells_the_label_without_ordering_it_is_found() -> None:
     assert alone(ends, numeric=True) > 0.99
 
 
+def test_codes_that_are_stored_as_numbers_are_found() -> None:
+    codes = 2.0 * np.random.default_rng(3).integers(0, 100, 4000) + LABEL  # odd ones are positives
+    assert alone(codes, numeric=True) > 0.999
+
+
 def test_a_category_is_measured_on_users_that_did_not_make_its_rates() -> None:
     assert alone(LABEL.astype(np.int64) + 3, numeric=False) == 1.0
     assert abs(alone(np.arange(4000), numeric=False) - 0.5) < 0.01  # a value of its own for every row tells nothing
