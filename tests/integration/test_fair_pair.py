@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ def test_raw_students_may_have_a_training_of_their_own(feed_path: Path, tmp_path
     def equal(one: tuple[str, str], other: tuple[str, str]) -> bool:
         return all(torch.equal(weights[one][key], weights[other][key]) for key in weights[one])
 
+    told = "> **Raw students have settings of their own:** lr 0.02, batch_epochs 2."
+    assert [told in (tmp_path / name / "summary.md").read_text() for name in ("as-one", "apart", "other")] == [0, 1, 0]
+    assert json.loads((tmp_path / "apart/metrics.json").read_text())["raw_training"] == {"lr": 0.02, "batch_epochs": 2}
     assert equal(("apart", "raw"), ("other", "raw"))
     assert equal(("apart", "distilled"), ("as-one", "distilled"))
     assert not equal(("apart", "raw"), ("as-one", "raw"))

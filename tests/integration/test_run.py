@@ -20,6 +20,7 @@ from recdistill_core.component import Component
 from recdistill_core.errors import ConfigError, DataError, IntegrityError, UsageError
 from recdistill_core.interfaces import HistoryWindow
 from recdistill_core.registry import installed
+from recdistill_mlp.model import MLP
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
 from recdistill_pipeline import checkpoint, fit
@@ -335,3 +336,15 @@ def test_a_teacher_of_somebody_else_that_only_scores_is_asked(feed_path: Path, t
     assert results["teacher"]["auc"] is not None
     manifest = json.loads((tmp_path / "seed-1/teacher/manifest.json").read_text())
     assert manifest["description"]["labelled"] == {"rows": 3000, "known": 0, "added": 3000, "unscored": 0}
+
+
+def test_a_student_that_objects_is_heard_before_a_teacher_is_trained(
+    feed_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def objects(self: MLP, batch: Any) -> Any:
+        raise DataError("this student wants a position", where="mlp")
+
+    monkeypatch.setattr(MLP, "inputs", objects)
+    with pytest.raises(DataError, match="this student wants a position"):
+        run_of(tmp_path, config(feed_path, students=["mlp"], seeds=[1])).all()
+    assert not list(tmp_path.glob("seed-1/*"))
