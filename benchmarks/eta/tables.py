@@ -9,6 +9,7 @@ A run is named ``DATASET,TABLE-ROW``. Each table is one comparison with its data
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ TABLES = {
 }
 DEFAULT = "strategy-rec_distill"
 METRICS = ("auc", "gauc", "ne")
+_PARTS = re.compile(r"(\d+(?:\.\d+)?)").split
 SIZES = {"student": "parameters of the student", "teacher": "parameters of the teacher"}
 
 
@@ -99,7 +101,10 @@ def page(dataset: str, runs: Sequence[Path], out: Path) -> str:
             f"{answer['test_users']:,} users; {answer['confidence']:.0%} intervals."
         )
         lines += [f"## {title}", about, table(answer), *(f"![{Path(plot).stem}]({plot})" for plot in plots)]
-        lines += [*answer["verdicts"].values()]
+        shown = dict(zip((row["name"] for row in answer["rows"]), row_names(answer), strict=True))
+        for told in answer["verdicts"].values():
+            name = max((name for name in shown if name in told), key=len, default="")
+            lines.append(told.replace(name, f"`{shown[name]}`") if name else told)
         print(f"{dataset}: {title.lower()}, {len(answer['rows'])} rows")
     return "\n\n".join(lines) + "\n"
 
@@ -110,7 +115,10 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="folder of the sweeps")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pages and plots")
     given = parser.parse_args()
-    runs = sorted(path.parent for path in (given.sweep / "runs").glob("*,*/metrics.json"))
+    runs = [path.parent for path in (given.sweep / "runs").glob("*,*/metrics.json")]
+    runs.sort(
+        key=lambda run: [(0, float(part), "") if part[:1].isdigit() else (1, 0.0, part) for part in _PARTS(run.name)]
+    )
     datasets = list(dict.fromkeys(run.name.partition(",")[0] for run in runs))
     if not datasets:
         raise SystemExit(
