@@ -31,6 +31,10 @@ TABLES = {
     "channel": "More than the logits",
 }
 DEFAULT = "strategy-rec_distill"
+ABOUT = (
+    "Rows are the arms of [tables-{dataset}.yaml](tables-{dataset}.yaml), the first one is the recipe of "
+    "[{dataset}.yaml]({dataset}.yaml). Values: raw student → distilled student (teacher), means over seeds."
+)
 METRICS = ("auc", "gauc", "ne")
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)").split
 SIZES = {"student": "parameters of the student", "teacher": "parameters of the teacher"}
@@ -89,7 +93,7 @@ def page(dataset: str, runs: Sequence[Path], out: Path) -> str:
     default = next((run for run in runs if run.name == f"{dataset},{DEFAULT}"), None)
     if default is None:
         raise SystemExit(f"error: {dataset},{DEFAULT} is not finished, which every table begins with")
-    lines = [f"# {dataset}"]
+    lines = [f"# {dataset}", ABOUT.format(dataset=dataset)]
     for key, title in TABLES.items():
         others = [run for run in runs if run.name.startswith(f"{dataset},{key}-") and run != default]
         if not others:
