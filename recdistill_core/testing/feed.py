@@ -83,6 +83,10 @@ class SampleStudent(Student):
         encoded: Tensor = self.dense(self.features(**inputs))
         return encoded
 
+    def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
+        """See :meth:`Student.id_embedding`."""
+        return self.features.categorical.of(kind, ids)
+
     def tower(self) -> nn.Module:
         """See :meth:`Student.tower`."""
         self.made.append(Tower(self.width, 4, self.tasks))
