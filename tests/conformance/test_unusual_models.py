@@ -227,6 +227,7 @@ SILENT = {
     "no history": {"later_events_do_not_reach_a_logit", "rows_without_history_have_logits"},
     "no parameter": {"serving_module_holds_no_auxiliary_tower", "auxiliary_tower_is_isolated"},
     "not need teacher labels": {"valid_teacher_labels_move_some_head"},
+    "it tells no embeddings of ids": {"id_embeddings_are_one_per_id"},
 }
 #: About the plugin of a component; these have none.
 ABOUT_PLUGINS = {"fingerprint_is_the_same_in_every_process", "importing_its_hooks_is_cheap"}
