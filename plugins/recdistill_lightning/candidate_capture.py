@@ -60,10 +60,8 @@ class CandidateCapture:
             # whatever a teacher draws in evaluation must not move what its training draws
             with torch.random.fork_rng([device] if device.type == "cuda" else []), around:
                 logits = module.scores(batch.candidates).logits
-            ids, found = (
-                batch.candidates.example_id.cpu(),
-                {task: logits[task].float().cpu() for task in module.objectives},
-            )
+            ids = batch.candidates.example_id.cpu()
+            found = {task: logits[task].float().cpu() for task in module.objectives}
             if self._kept is not None and batch.candidates.beside is not None:
                 best = highest(found[module.task], batch.candidates.beside.cpu(), self._kept)
                 ids, found = ids[best], {task: logit[best] for task, logit in found.items()}

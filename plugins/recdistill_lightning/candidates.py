@@ -62,8 +62,8 @@ class CandidateDraw:
 class CandidateItems:
     """Candidates of any rows of a dataset; the same whichever batch asks for them.
 
-    Never an item that its user has been shown until then, the row's own moment included, or that the log names as a
-    candidate there, nor twice the same item beside one row.
+    Never an item that its user has been shown until then, the row's own moment included, or that the log has named
+    as a candidate for the user until then, nor twice the same item beside one row.
 
     Args:
         source: the dataset, in time order. draw: which items.

@@ -90,6 +90,7 @@ class StateCapture(L.Callback):
             )
         refuse_shuffling(trainer)
         pl_module.hands_out = self.of
+        self._before = None
         data = getattr(trainer, "datamodule", None)
         if self.seed is None:
             self.seed = data.seed if isinstance(data, DistillationDataModule) else 0

@@ -322,43 +322,6 @@ class GrowingTable(GoodStudent):
         return super().encode(**inputs) * self.table.mean()
 
 
-class Raises(GoodStudent):
-    """Knows the embeddings of items alone."""
-
-    def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
-        return {"item": self.features.categorical.of("item", ids)}[kind]
-
-
-class Flat(GoodStudent):
-    """Sums an embedding up."""
-
-    def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
-        return ids.float().requires_grad_()
-
-
-class Numbers(GoodStudent):
-    """Gives the ids themselves."""
-
-    def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
-        return ids[:, None]
-
-
-class Copied(GoodStudent):
-    """Gives a copy."""
-
-    def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
-        found = self.features.categorical.of(kind, ids)
-        return None if found is None else found.detach()
-
-
-class Centred(GoodStudent):
-    """Centres the embeddings that are asked for."""
-
-    def id_embedding(self, kind: str, ids: Tensor) -> Tensor | None:
-        found = self.features.categorical.of(kind, ids)
-        return None if found is None else found - found.mean(0)
-
-
 def fails(check: str, made: type[Student], fault: str) -> Wrong:
     def build(config: Any, context: BuildContext) -> Student:
         return made(config, context) if issubclass(made, GoodStudent) else made()
@@ -372,14 +335,7 @@ INPUTS = "inputs_are_plain_tensors_per_row"
 ENCODE = "encode_of_inputs_is_the_backbone"
 UNKNOWN = "unknown_ids_count_as_out_of_vocabulary"
 
-EMBEDDINGS = "id_embeddings_are_one_per_id"
-
 WRONG = [
-    fails(EMBEDDINGS, Raises, "cannot tell embeddings of kind"),
-    fails(EMBEDDINGS, Flat, "gives embeddings [13] of 13 ids of kind 'item'; give [13, W]"),
-    fails(EMBEDDINGS, Numbers, "gives torch.int64 embeddings of kind 'item'"),
-    fails(EMBEDDINGS, Copied, "without gradient; return those that are trained"),
-    fails(EMBEDDINGS, Centred, "another embedding among other ids"),
     fails(WIDTH, Wide, "has a backbone of shape [24, 6] for 24 rows and the width 22"),
     fails(WIDTH, Unsaid, "has the width None"),
     fails(WIDTH, Infinite, "has a backbone with NaN or infinite entries"),

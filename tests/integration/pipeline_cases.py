@@ -98,6 +98,13 @@ def teacher_module(source: SampleSource, tasks: tuple[str, ...] = ("click",), **
     return TeacherModule(teacher, tasks=tasks, optimisation=Optimisation(lr=1e-2))
 
 
+def teacher_tables(source: SampleSource) -> dict[str, torch.Tensor]:
+    """Embeddings of every id of the untrained small teacher."""
+    teacher = teacher_module(source).teacher
+    sizes = {"item": 81, "creator": 13}
+    return {kind: teacher.id_embedding(kind, torch.arange(size)).detach() for kind, size in sizes.items()}
+
+
 def data_module(source: SampleSource, module: Any, rows: int = 1500, **settings: Any) -> DistillationDataModule:
     """The first ``rows`` rows, in small batches."""
     order = settings.pop("order", ReadOrder(batch_size=128, window_hours=48, within="user"))

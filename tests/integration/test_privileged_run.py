@@ -271,7 +271,7 @@ def test_features_that_students_cannot_be_without_are_refused(
     assert message in str(caught.value)
 
 
-def test_rows_that_were_not_shown_have_no_privileged_features(log: dict[str, Any], tmp_path: Path) -> None:
+def test_rows_that_were_not_shown_have_no_privileged_features() -> None:
     plan = make_plan(config(Path("d"), privileged=["dwell"]), installed())
     schema = Schema(tasks=("click",), numeric=("dwell", "price"), vocabularies={"item_id": 5}, gives=("shown",))
     with pytest.raises(ConfigError, match="privileged: the log holds rows that were not shown, and nobody knows what"):
