@@ -28,6 +28,7 @@ TABLES = {
     "size": "Sizes",
     "capture": "Where the labels come from",
     "choice": "One choice changed",
+    "debias": "Debiasers",
     "channel": "More than the logits",
 }
 DEFAULT = "strategy-rec_distill"

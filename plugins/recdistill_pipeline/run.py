@@ -100,7 +100,7 @@ class Run:
         teacher = black_box(self.plan, source) if todo else None
         if todo:
             require_models(self.plan, source, teacher)
-            require_students(self.plan, source, split.student[0])
+            require_students(self.plan, source, split.student)
         if teacher is not None:
             with self._alone("asking"):  # what one run has asked for, the next one finds in the store
                 self._ask(teacher, source, split, todo, told)

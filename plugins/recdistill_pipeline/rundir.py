@@ -17,11 +17,14 @@ from recdistill_core.config import to_yaml
 from recdistill_core.errors import IntegrityError, UsageError
 from recdistill_core.files import sync, sync_tree, write_atomically
 from recdistill_core.fingerprint import digest, file_sha256
+from recdistill_pipeline.alone import alone
 
 #: Settings that no finished step depends on, so that a run may go on with others.
 LATE = ("exporters", "pretrain")
 #: Which dataset the steps were made from.
 DATASET = "dataset.json"
+#: Folder of the locks of steps.
+LOCKS = ".locks"
 LIBRARIES = (
     "torch",
     "lightning",
@@ -108,11 +111,20 @@ class RunDirectory:
 
         Returns:
             the step's manifest: what ``work`` returned, with the sha256 of every file.
+
+        Raises:
+            UsageError: if another process is at the same step.
         """
-        home = self.path / name
-        if (home / "manifest.json").exists():
-            return read_json(home / "manifest.json")
-        scratch = self.scratch(name)
+        if not self.done(name):
+            locks = self.path / LOCKS
+            locks.mkdir(exist_ok=True)
+            with alone(locks / f"{name.replace('/', '-')}.lock", "this step", self.path / name):
+                if not self.done(name):  # who held the lock may have done it meanwhile
+                    self._do(name, work)
+        return read_json(self.path / name / "manifest.json")
+
+    def _do(self, name: str, work: Callable[[Path], Mapping[str, Any]]) -> None:
+        home, scratch = self.path / name, self.scratch(name)
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(home, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -123,7 +135,6 @@ class RunDirectory:
         sync_tree(scratch)
         scratch.replace(home)
         sync(home.parent)
-        return facts
 
     def scratch(self, name: str) -> Path:
         """Where a step is worked on until it is complete."""

@@ -32,9 +32,8 @@ def sweep(
     json: JsonOption = False,
 ) -> None:
     """Do every run of a sweep that is not finished; what runs share is imported and trained once."""
-    from filelock import FileLock, Timeout
-
     from recdistill_core.registry import installed
+    from recdistill_pipeline.alone import alone
     from recdistill_sweep.planned import open_folders, plan_all
     from recdistill_sweep.state import SweepState
     from recdistill_sweep.sweep import Sweep, left_over
@@ -50,14 +49,7 @@ def sweep(
         return
     made = _engine(engine, settings, workers)
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / "sweep.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UsageError(
-            "another process is at this sweep", where=str(out), fix="wait for it, or give another --out"
-        ) from error
-    with lock:
+    with alone(out / "sweep.lock", "this sweep", out):
         open_folders(planned)
         state = SweepState(out, planned)
         try:

@@ -227,6 +227,20 @@ def test_several_teachers_teach_at_once_with_learnt_weights(
     assert mine > others  # the other teacher says 7 of everything
 
 
+def test_weights_that_do_not_fit_the_teachers_are_told_before_one_is_trained(
+    feed: ParquetSource, feed_path: Path, tmp_path: Path
+) -> None:
+    publish(tmp_path / "labels", feed, "theirs", slice(0, 3000), 7.0)
+    changes = {
+        "store": {"path": str(tmp_path / "labels")},
+        "labels": {"versions": ["own", "theirs"], "policy": "all_of"},
+    }
+    strategy = {"name": "multi_teacher", "weights": [1.0, 1.0, 1.0]}
+    with pytest.raises(DataError, match="has 3 weights, and the labels are of 2 teachers"):
+        run_of(tmp_path / "out", config(feed_path, **QUICK, **changes, strategy=strategy)).all()
+    assert not list(tmp_path.glob("out/seed-1/*"))
+
+
 def test_chosen_and_left_out_examples(by_user: Path, feed_path: Path, tmp_path: Path) -> None:
     examples = write_ids(tmp_path / "chosen.parquet", np.arange(0, 1000))
     without = write_ids(tmp_path / "rejected.parquet", np.arange(900, 2000))
