@@ -16,7 +16,7 @@ help:
 	@echo 'make bench     the benchmarks, with this machine beside the numbers'
 	@echo 'make bench-store  the label store alone: against files, arrays, DuckDB and LMDB'
 	@echo 'make bench-teacher  the HSTU teacher and its attention alone; a GPU is measured where there is one'
-	@echo 'make bench-eta  ways to transfer, sizes, capture and choices on four datasets: a few hours on 2 cores'
+	@echo 'make bench-eta  ways to transfer, sizes, capture and choices on real and simulated logs: a few hours on 2 cores'
 	@echo 'make versions  what is installed in $(VENV)'
 	@echo 'make clean     remove $(VENV), caches and build outputs; runs/ stays'
 	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)'
@@ -53,7 +53,7 @@ bench-teacher: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench_scoring.py
 
 bench-eta: $(VENV)/.bench
-	@set -e; for name in new-student same-data simulator movielens; do \
+	@set -e; for name in new-student new-student-click same-data simulator biased movielens; do \
 	  if [ $$name = movielens ] && [ ! -d ml/dataset ]; then \
 	    echo 'movielens is left out: benchmarks/eta/movielens.yaml says how to bring the ratings to ml/dataset'; continue; \
 	  fi; \

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from omegaconf import OmegaConf
 
 from recdistill_compare.job import compare_runs
 from recdistill_compare.plots import by_size
@@ -34,7 +35,7 @@ TABLES = {
 DEFAULT = "strategy-rec_distill"
 ABOUT = (
     "Rows are the arms of [tables-{dataset}.yaml](tables-{dataset}.yaml), the first one is the recipe of "
-    "[{dataset}.yaml]({dataset}.yaml). Values: raw student → distilled student (teacher), means over seeds."
+    "[{base}]({base}). Values: raw student → distilled student (teacher), means over seeds."
 )
 METRICS = ("auc", "gauc", "ne")
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)").split
@@ -94,7 +95,8 @@ def page(dataset: str, runs: Sequence[Path], out: Path) -> str:
     default = next((run for run in runs if run.name == f"{dataset},{DEFAULT}"), None)
     if default is None:
         raise SystemExit(f"error: {dataset},{DEFAULT} is not finished, which every table begins with")
-    lines = [f"# {dataset}", ABOUT.format(dataset=dataset)]
+    base = OmegaConf.select(OmegaConf.load(Path(__file__).with_name(f"tables-{dataset}.yaml")), "base")
+    lines = [f"# {dataset}", ABOUT.format(dataset=dataset, base=base)]
     for key, title in TABLES.items():
         others = [run for run in runs if run.name.startswith(f"{dataset},{key}-") and run != default]
         if not others:
