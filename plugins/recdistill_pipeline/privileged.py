@@ -12,6 +12,7 @@ from recdistill_core.errors import ConfigError, LeakError, Problem, suggest
 from recdistill_core.interfaces import SampleSource
 from recdistill_core.schema import Schema
 from recdistill_pipeline.plan import Plan
+from recdistill_pipeline.statistics import auc_of
 
 #: A feature whose AUC alone reaches it is the label under another name, and refused.
 IS_THE_LABEL = 0.98
@@ -108,7 +109,7 @@ def auc_alone(
         return None
     if not numeric:
         return _by_rate(value, label, user)
-    rising = _auc(value, label)
+    rising = auc_of(value, label)
     edges = np.unique(np.quantile(value, np.linspace(0, 1, BINS + 1)[1:-1]))
     by_rate = _by_rate(np.searchsorted(edges, value, side="right"), label, user)
     by_value = _by_rate(value, label, user)  # codes that are stored as numbers
@@ -127,17 +128,8 @@ def _by_rate(value: NDArray[Any], label: NDArray[np.float64], user: NDArray[np.i
         count = np.bincount(place[known], minlength=values.size)
         positive = np.bincount(place[known], label[known], minlength=values.size)
         rate = (positive + label[known].mean()) / (count + 1)  # a value that this half lacks has the mean
-        found.append(_auc(rate[place[~known]], label[~known]))
+        found.append(auc_of(rate[place[~known]], label[~known]))
     return float(np.mean(found)) if found else None
-
-
-def _auc(score: NDArray[Any], label: NDArray[np.float64]) -> float:
-    """P(a positive has the higher score than a negative), ties counted half."""
-    place = np.unique(score, return_inverse=True)[1]
-    positive = np.bincount(place, label)
-    negative = np.bincount(place) - positive
-    below = np.cumsum(negative) - negative
-    return float(positive @ (below + negative / 2) / (positive.sum() * negative.sum()))
 
 
 def _read(

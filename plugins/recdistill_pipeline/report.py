@@ -121,15 +121,21 @@ def summary(results: Mapping[str, Any]) -> str:
         "",
         "## Labels and cost",
         "",
-        "| student | label coverage | parameters, teacher : student | FLOPs per impression, teacher : student |",
-        "|---|---|---|---|",
+        "| student | label coverage | labels' AUC | parameters, teacher : student "
+        "| FLOPs per impression, teacher : student |",
+        "|---|---|---|---|---|",
     ]
     for label, student in results["students"].items():
         cost = student["cost"]
         lines.append(
-            f"| {label} | {data['coverage'].get(label, 0.0):.1%} | {_ratio(cost, 'parameters')} "
-            f"| {_ratio(cost, 'flops_per_impression')} |"
+            f"| {label} | {data['coverage'].get(label, 0.0):.1%} | {_plain(data.get('label_auc', {}).get(label))} "
+            f"| {_ratio(cost, 'parameters')} | {_ratio(cost, 'flops_per_impression')} |"
         )
+    lines += [
+        "",
+        "Labels' AUC: how well the teacher's labels order the outcomes of the very rows that they teach. Where it is "
+        "far above the teacher's own AUC on later rows, the labels know these outcomes: look for a leak.",
+    ]
     lines += _privileged(results.get("privileged", {}))
     lines += _exports(results["exports"])
     lines += ["", "![eta](plots/eta.png)", "", "![calibration](plots/calibration.png)", ""]

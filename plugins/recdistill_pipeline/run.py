@@ -275,15 +275,14 @@ class Run:
     def _about(self, source: SampleSource, split: Split, found: Any) -> dict[str, Any]:
         steps = self._steps()
         teacher = steps[f"seed-{self.plan.config.seeds[0]}/teacher"]
-        coverage = {
-            label: steps[f"seed-{self.plan.config.seeds[0]}/{label}-distilled"]["labels"]["coverage"][
-                self.plan.config.task
-            ]
-            for label in self.plan.students
+        task, seeds = self.plan.config.task, self.plan.config.seeds
+        labels = {
+            label: [steps[f"seed-{seed}/{label}-distilled"]["labels"] for seed in seeds] for label in self.plan.students
         }
+        aucs = {label: [entry.get("auc", {}).get(task) for entry in entries] for label, entries in labels.items()}
         return {
             "name": self.plan.config.name,
-            "task": self.plan.config.task,
+            "task": task,
             "capture": self._labels()["mode"],
             "channel": channel_of(self.plan),
             "capture_modes": self._labels().get("modes", [self._labels()["mode"]]),
@@ -293,7 +292,8 @@ class Run:
                 "student_rows": split.student[1] - split.student[0],
                 "test_rows": len(found.label),
                 "test_users": len(set(found.user.tolist())),
-                "coverage": coverage,
+                "coverage": {label: entries[0]["coverage"][task] for label, entries in labels.items()},
+                "label_auc": {label: None if None in of else sum(of) / len(of) for label, of in aucs.items()},
             },
             **({"privileged": teacher["privileged"]} if "privileged" in teacher else {}),
             **({"embeddings": self.plan.config.embeddings.at} if self.plan.config.embeddings.weight else {}),

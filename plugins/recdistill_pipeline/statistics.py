@@ -221,3 +221,16 @@ def _check(
                     where=f"{where}, {name} seed {at}",
                     fix="score the same evaluation rows with every model",
                 )
+
+
+def auc_of(score: NDArray[np.generic], label: NDArray[np.float64]) -> float:
+    """P(a positive has the higher score than a negative), ties counted half.
+
+    Args:
+        score: ``[N]``. label: ``[N]`` of 0 and 1, both of which there are.
+    """
+    place = np.unique(score, return_inverse=True)[1]
+    positive = np.bincount(place, label)
+    negative = np.bincount(place) - positive
+    below = np.cumsum(negative) - negative
+    return float(positive @ (below + negative / 2) / (positive.sum() * negative.sum()))

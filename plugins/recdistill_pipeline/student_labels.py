@@ -18,6 +18,7 @@ from recdistill_core.labels import AlignedLabels, LabelChoice, LabelPolicy, Pinn
 from recdistill_lightning.data import align_labels
 from recdistill_pipeline.plan import Plan
 from recdistill_pipeline.runconfig import OWN
+from recdistill_pipeline.statistics import auc_of
 
 MIXED = "mixed"
 
@@ -125,11 +126,20 @@ def student_labels(
     facts |= {
         "coverage": aligned.covered(rows),
         "by_version": aligned.coverage(rows),
+        "auc": {task: _order(source, aligned, task, rows) for task in facts["tasks"]},
         "store": aligned.snapshot,
     }
     if run is not None and isinstance(store, PinnedStore):
         facts["pin"] = pin_for(store, aligned.snapshot, run, plan.config.name)
     return aligned, facts
+
+
+def _order(source: SampleSource, aligned: AlignedLabels, task: str, rows: tuple[int, int]) -> float | None:
+    """AUC of the labels over the very rows that they teach; None where it cannot be told."""
+    outcome = source.column(f"label_{task}")[rows[0] : rows[1]]
+    logit, valid = (part[rows[0] : rows[1]].numpy() for part in aligned.signal.clean(task))
+    seen = valid & ~np.isnan(outcome)
+    return auc_of(logit[seen], outcome[seen]) if 0 < outcome[seen].sum() < seen.sum() else None
 
 
 def as_it_was(store: LogitStore, labels: Mapping[str, Any]) -> LogitStore:

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from omegaconf import OmegaConf
 from pipeline_cases import config, run_of
+from torchmetrics.functional.classification import binary_auroc
 
 from recdistill_core.batch import Scores
 from recdistill_core.component import Component
@@ -57,6 +58,14 @@ def metrics(out: Path) -> dict[str, Any]:
     return found
 
 
+def order_of_labels(out: Path) -> float:
+    """AUC of the labels over the rows that they teach, mean over seeds."""
+    source, store = ParquetSource(out / "dataset"), ParquetLogitStore(out / "labels")
+    outcome = torch.tensor(source.column("label_click")[:2250]).long()
+    signals = [store.read(version.version, source.column("example_id")[:2250]) for version in store.versions()]
+    return float(np.mean([binary_auroc(signal.logits["click"], outcome) for signal in signals]))
+
+
 def assert_equal_runs(one: Path, two: Path) -> None:
     assert weights(one) == weights(two)
     assert labels(one) == labels(two)
@@ -92,7 +101,10 @@ def test_metrics_json_has_the_promised_structure(finished: Path) -> None:
         "test_rows": 750,
         "test_users": found["data"]["test_users"],
         "coverage": {"dcn": 1.0, "mlp": 1.0},
+        "label_auc": {"dcn": pytest.approx(order_of_labels(finished)), "mlp": pytest.approx(order_of_labels(finished))},
     }
+    row = f"| dcn | 100.0% | {found['data']['label_auc']['dcn']:.4f} |"
+    assert row in (finished / "summary.md").read_text()
 
 
 def test_a_run_leaves_manifest_config_report_and_plots(finished: Path) -> None:
@@ -262,6 +274,8 @@ def test_leaky_labels_need_permission_and_mark_every_result(feed_path: Path, tmp
     assert "**Leaky labels.**" in (out / "summary.md").read_text()
     assert manifest["steps"]["seed-1/mlp-distilled"]["labels"]["mode"] == "leaky"
     assert [version.mode.value for version in ParquetLogitStore(out / "labels").versions()] == ["leaky"]
+    honest = run_of(tmp_path / "honest", plain).all()
+    assert results["data"]["label_auc"]["mlp"] > honest["data"]["label_auc"]["mlp"] + 0.02
 
 
 class Drawing:
