@@ -34,8 +34,8 @@ TABLES = {
 }
 DEFAULT = "strategy-rec_distill"
 ABOUT = (
-    "Rows are the arms of [tables-{dataset}.yaml](tables-{dataset}.yaml), the first one is the recipe of "
-    "[{base}]({base}). Values: raw student → distilled student (teacher), means over seeds."
+    "Rows are the arms of [tables-{dataset}.yaml](tables-{dataset}.yaml) over [{base}]({base}), the first one is the "
+    "default recipe. Values: raw student → distilled student (teacher), means over seeds."
 )
 METRICS = ("auc", "gauc", "ne")
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)").split
@@ -62,12 +62,18 @@ def cells(answer: Mapping[str, Any], at: int) -> list[str]:
     return [*found, "" if held is None else f"{held['distilled']['value']:+.4f}, p {held['p_holm']:.2g}"]
 
 
-def table(answer: Mapping[str, Any]) -> str:
-    """One table as Markdown."""
+def table(answer: Mapping[str, Any], *, sizes: bool = False) -> str:
+    """One table as Markdown, with the parameters of student and teacher where they differ between rows."""
     head = ["row", *(word for name in METRICS for word in (name.upper(), "eta")), "AUC against the default"]
     names = row_names(answer)
     leaky = [" (leaky: no result)" if row["capture"] == "leaky" else "" for row in answer["rows"]]
     rows = [(name + mark, *cells(answer, at)) for at, (name, mark) in enumerate(zip(names, leaky, strict=True))]
+    if sizes:
+        head += SIZES.values()
+        rows = [
+            (*row, *(f"{entry['sizes'][key] / 1e3:,.0f}k" for key in SIZES))
+            for row, entry in zip(rows, answer["rows"], strict=True)
+        ]
     return "\n".join(markdown(tuple(head), rows))
 
 
@@ -107,7 +113,12 @@ def page(dataset: str, runs: Sequence[Path], out: Path) -> str:
             f"Task `{answer['task']}`, {len(answer['seeds'])} seeds, {answer['test_rows']:,} test rows of "
             f"{answer['test_users']:,} users; {answer['confidence']:.0%} intervals."
         )
-        lines += [f"## {title}", about, table(answer), *(f"![{Path(plot).stem}]({plot})" for plot in plots)]
+        lines += [
+            f"## {title}",
+            about,
+            table(answer, sizes=key == "size"),
+            *(f"![{Path(plot).stem}]({plot})" for plot in plots),
+        ]
         shown = dict(zip((row["name"] for row in answer["rows"]), row_names(answer), strict=True))
         for told in answer["verdicts"].values():
             name = max((name for name in shown if name in told), key=len, default="")

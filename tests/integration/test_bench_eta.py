@@ -53,7 +53,8 @@ def test_pages_hold_what_the_runs_say(feed_path: Path, tmp_path: Path) -> None:
     done = pages(tmp_path / "sweep", out)
     assert done.returncode == 0, done.stderr
     text = (out / "simulator.md").read_text()
-    assert "the first one is the recipe of [simulator.yaml](simulator.yaml)" in text
+    assert "over [simulator.yaml](simulator.yaml), the first one is the default recipe" in text
+    assert "| parameters of the student | parameters of the teacher |" in text
     for row, name in (("rec_distill", "strategy-rec_distill"), ("single", "strategy-single")):
         raw, distilled, teacher = (found[name][side]["auc"] for side in ("raw", "distilled", "teacher"))
         assert f"| {row} | {raw:.4f} → {distilled:.4f} ({teacher:.4f}) |" in text
