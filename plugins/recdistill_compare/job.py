@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recdistill_compare.multiple import BEST, HIGHEST, NOT_SEPARATED, Pair, holm, verdicts
+from recdistill_compare.multiple import BEST, HIGHEST, NO_RESULT, NOT_SEPARATED, Pair, holm, verdicts
 from recdistill_compare.naming import differences
 from recdistill_compare.read import Row, Runs, read_runs
 from recdistill_core.config import make
@@ -124,10 +124,12 @@ def _of_metric(
     sign = 1.0 if metric.higher_is_better else -1.0
     etas = [summarise(draws.of(_models(at)), sign, confidence) for at in range(len(runs.rows))]
     values = [None if eta.distilled.value is None else sign * eta.distilled.value for eta in etas]
+    values = [value if row.is_result else None for value, row in zip(values, runs.rows, strict=True)]
     defined = [at for at, value in enumerate(values) if value is not None]
     pairs = {pair: _difference(draws, sign, *pair, confidence) for pair in combinations(defined, 2)}
     adjusted = _adjusted(pairs)
     said = verdicts(values, adjusted, 1 - confidence)
+    said = [word if row.is_result else NO_RESULT for word, row in zip(said, runs.rows, strict=True)]
     held = {at: _against(draws, sign, at, reference, etas, confidence) for at in range(len(etas)) if at != reference}
     # the comparisons with one row are a question of their own, with fewer comparisons than all pairs
     corrected = dict(zip(held, holm([_p(entry["distilled"]) for entry in held.values()]), strict=True))
@@ -211,7 +213,7 @@ def _eta_difference(
 
 
 def _sentence(name: str, result: Mapping[str, Any]) -> str:
-    rows = {row["name"]: row["verdict"] for row in result["rows"]}
+    rows = {row["name"]: row["verdict"] for row in result["rows"] if row["verdict"] != NO_RESULT}
     if result["best"] is not None:
         return f"{name.upper()}: {result['best']} is best; it beats every other row after Holm's correction"
     top = next((row for row, word in rows.items() if word == HIGHEST), None)

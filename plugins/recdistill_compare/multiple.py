@@ -8,6 +8,8 @@ BEST = "best"
 HIGHEST = "highest, not separated"
 NOT_SEPARATED = "not separated from the best"
 BELOW = "below the best"
+#: On a row that no claim may rest on, whatever its value.
+NO_RESULT = "no result"
 Pair = tuple[int, int]
 
 

@@ -48,6 +48,11 @@ class Row:
     channel: str = LOGITS_ALONE
     embeddings: str = ""
 
+    @property
+    def is_result(self) -> bool:
+        """False where labels of its rows had reached what was distilled."""
+        return self.capture != "leaky" and self.embeddings != "end"
+
 
 @dataclass(frozen=True)
 class Runs:

@@ -173,6 +173,17 @@ def test_leaky_labels_are_marked(recdistill: Verb, runs: tuple[Path, Path], tmp_
     tables = [line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| ")]
     assert sum("(LEAKY labels: no result)" in line for line in tables) == 4  # two students, in both tables
     assert "LEAKY" in shown
+    # however high, a leaky row is not named best, nor does it stand in anybody's way
+    found = answer(recdistill("compare", runs[1], leaky, "--metric", "auc", "--json"))
+    words = {row["name"]: row["verdict"] for row in found["metrics"]["auc"]["rows"]}
+    marked = [row["name"] for row in found["rows"] if row["capture"] == "leaky"]
+    assert len(marked) == 2
+    assert {words[name] for name in marked} == {"no result"}
+    alone = answer(recdistill("compare", runs[1], "--metric", "auc", "--json"))
+    assert found["verdicts"]["auc"].endswith("student=dcn is highest, 1 of 1 others not separated from it")
+    assert alone["verdicts"]["auc"].endswith("student=dcn is highest, 1 of 1 others not separated from it")
+    (pair,), (same,) = (of["metrics"]["auc"]["pairs"] for of in (found, alone))
+    assert pair["p_holm"] == same["p_holm"]
 
 
 def test_runs_that_cannot_be_paired_are_refused(recdistill: Verb, runs: tuple[Path, Path], tmp_path: Path) -> None:
