@@ -93,7 +93,7 @@ def test_true_probabilities_in_a_file_are_a_teacher_with_a_gain(
     assert not any("set scale: probability" in line for line in said)
     summary = (tmp_path / "out/summary.md").read_text()
     assert "**External labels.** The teacher was not trained here." in summary
-    assert "| mlp | 100.0% | unknown : " in summary
+    assert f"| mlp | 100.0% | {results['data']['label_auc']['mlp']:.4f} | unknown : " in summary
     assert len(ParquetLogitStore(tmp_path / "out/labels").versions()) == 1
     again = run_of(tmp_path / "out", plain).evaluate()
     assert again["eta"] == results["eta"]
