@@ -26,10 +26,11 @@ def pages(folder: Path, out: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_run_of_a_sweep_file_is_one_that_can_start(name: str, tmp_path: Path) -> None:
-    planned = plan_all(*read_sweep(ETA / name), tmp_path, installed())
+def test_every_arm_of_a_sweep_file_can_start(name: str, tmp_path: Path) -> None:
+    base, arms = read_sweep(ETA / name)
+    plan_all(base, list({arm.arm: arm for arm in arms}.values()), tmp_path, installed())  # one of each arm's grid
     dataset = name.partition("-")[2].removesuffix(".yaml")
-    names = [entry.arm.name for entry in planned]
+    names = [arm.name for arm in arms]
     if name.startswith("tables-"):
         assert f"{dataset},strategy-rec_distill" in names
         assert f" {dataset} " in (ROOT / "Makefile").read_text()
