@@ -69,7 +69,9 @@ def test_popularity_counts_what_was_shown_once_whatever_the_heads_and_candidates
     assert int(state["objectives.click.loss.seen"].sum()) == 2250  # the training rows
 
 
-def test_the_soft_loss_of_a_candidate_counts_as_one_of_a_row(feed: ParquetSource, tmp_path: Path) -> None:
+def test_the_soft_loss_of_a_candidate_counts_as_one_of_a_row(
+    feed: ParquetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The loss is that of the rows plus weight * (sum over candidates of soft) / rows."""
     drawn, module = CandidateItems(feed, CandidateDraw(2)), teacher_module(feed)
     callback = LogitCapture(ParquetLogitStore(tmp_path))
@@ -81,7 +83,7 @@ def test_the_soft_loss_of_a_candidate_counts_as_one_of_a_row(feed: ParquetSource
     objective = Objective("click", make(installed(), "strategy", "rec_distill"), make(installed(), "loss", "soft_ce"))
     student = make(installed(), "student", "mlp", context)
     learner = StudentModule(student, {"click": objective}, candidate_weight=0.5)
-    learner.log_dict = lambda *given, **named: None  # type: ignore[method-assign]  # there is no Trainer
+    monkeypatch.setattr(learner, "log_dict", lambda *given, **named: None)  # there is no Trainer
     data = data_module(feed, learner, candidates=beside)
     batch = data.train_dataloader().dataset[np.arange(700, 764)]
     assert batch.candidates is not None
