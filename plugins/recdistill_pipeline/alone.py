@@ -28,5 +28,7 @@ def alone(lock: Path, what: str, where: Path) -> Iterator[None]:
         raise UsageError(
             f"another process is at {what}", where=str(where), fix="wait for it, or give another --out"
         ) from error
-    with held:
+    try:
         yield
+    finally:
+        held.release()
