@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from recdistill_core.batch import TeacherSignal
-from recdistill_core.interfaces import SampleSource
+from recdistill_core.interfaces import CaptureMode, SampleSource
 from recdistill_core.labels import LabelPolicy
 from recdistill_core.objective import Objective
 from recdistill_lightning.feature_view import FeatureView
 from recdistill_pipeline.models import build_student
 from recdistill_pipeline.plan import Plan
+from recdistill_pipeline.runconfig import OWN
 from recdistill_pipeline.states import with_states
 
 #: Rows that are shown to students before a teacher is trained.
@@ -55,5 +56,8 @@ def _labels_to_come(plan: Plan, rows: int) -> TeacherSignal:
     """Labels such as the students will get, all 0."""
     logits = {task: torch.zeros(rows) for task in plan.config.all_tasks()}
     labels = TeacherSignal(logits, {task: torch.ones(rows, dtype=torch.bool) for task in logits}, "to come")
-    several = plan.config.labels.policy == LabelPolicy.ALL_OF.value
-    return replace(labels, members=(labels,) * len(plan.config.labels.versions)) if several else labels
+    versions, capture = plan.config.labels.versions, plan.config.capture
+    if plan.config.labels.policy != LabelPolicy.ALL_OF.value or len(versions) <= 1:
+        return labels
+    copies = capture.folds if capture.mode == CaptureMode.OUT_OF_FOLD.value else 1  # each is a version of its own
+    return replace(labels, members=(labels,) * sum(copies if name == OWN else 1 for name in versions))

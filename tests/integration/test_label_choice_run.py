@@ -239,6 +239,9 @@ def test_weights_that_do_not_fit_the_teachers_are_told_before_one_is_trained(
     with pytest.raises(DataError, match="has 3 weights, and the labels are of 2 teachers"):
         run_of(tmp_path / "out", config(feed_path, **QUICK, **changes, strategy=strategy)).all()
     assert not list(tmp_path.glob("out/seed-1/*"))
+    folds = {"capture": {"mode": "out_of_fold", "folds": 2}}  # a copy of the teacher for each fold, and a version each
+    run_of(tmp_path / "folds", config(feed_path, **QUICK, **changes, **folds, strategy=strategy)).all()
+    assert len(manifest(tmp_path / "folds", "mlp-distilled")["labels"]["versions"]) == 3
 
 
 def test_chosen_and_left_out_examples(by_user: Path, feed_path: Path, tmp_path: Path) -> None:
