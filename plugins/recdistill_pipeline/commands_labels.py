@@ -24,7 +24,7 @@ def backfill(
     engine: Annotated[str, typer.Option(help="What does the work: local, ray or a plugin's.")] = "local",
     seed: Annotated[int | None, typer.Option(help="Seed of the teacher. Default: the run's first.")] = None,
     step: Annotated[
-        str, typer.Option(help="Step with the teacher: teacher, or a copy like teacher-fold-0.")
+        str, typer.Option(help="Step with the teacher: teacher, teacher-2, or a copy like teacher-fold-0.")
     ] = "teacher",
     version: Annotated[
         list[str] | None, typer.Option(help="Rows with a label of this version are left alone. Default: the step's.")

@@ -56,6 +56,24 @@ def black_box(plan: Plan, source: SampleSource) -> Teacher | None:
     return teacher
 
 
+def require_trained(plan: Plan, source: SampleSource, teacher: Teacher | None) -> None:
+    """Raise UsageError where teachers are to teach together and the run does not train all of them.
+
+    ``teacher`` is what :func:`black_box` has said of the first one.
+    """
+    others = [(f"further_teachers[{at}]", other) for at, other in enumerate([*plan.of_teachers().values()][1:])]
+    found = [("teacher", plan)] if teacher is not None and others else []
+    found += [(where, other) for where, other in others if black_box(other, source) is not None]
+    if found:
+        where, other = found[0]
+        raise UsageError(
+            f"teacher {other.teacher.name!r} is not trained here, and further_teachers are trained with the first one",
+            where=where,
+            fix="let a run of its own put its labels into a store, and name their version in labels.versions beside "
+            "'own'",
+        )
+
+
 def without_effect(plan: Plan) -> list[str]:
     """Settings of the run that differ from their defaults and say nothing about a teacher that is not trained here."""
     # with versions of others among them, labels may be leaky whatever this teacher is

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from recdistill_core.config import Resolved, fill, resolve
 from recdistill_core.errors import ConfigError, Problem
 from recdistill_core.fingerprint import package_digest
 from recdistill_core.registry import Registry
-from recdistill_pipeline.runconfig import RunConfig
+from recdistill_pipeline.runconfig import EmbeddingsConfig, PretrainedConfig, RunConfig, StatesConfig
 
 SINGLE = ("teacher", "strategy", "loss", "trainer", "store")
 
@@ -27,6 +27,7 @@ class Plan:
     config: RunConfig
     importer: Resolved | None
     teacher: Resolved
+    further_teachers: tuple[Resolved, ...]
     students: Mapping[str, Resolved]
     strategy: Resolved
     loss: Resolved
@@ -41,6 +42,7 @@ class Plan:
         """Everything whose needs the dataset must meet."""
         return (
             self.teacher,
+            *self.further_teachers,
             *self.students.values(),
             self.strategy,
             self.loss,
@@ -49,12 +51,26 @@ class Plan:
             *self.exporters.values(),
         )
 
+    def of_teachers(self) -> dict[str, Plan]:
+        """``{step: plan with that teacher}``: ``teacher`` is the first one, whose gain eta is of, then ``teacher-2``.
+
+        Hidden states, embeddings and a pre-trained start are the first one's alone.
+        """
+        config = replace(
+            self.config, states=StatesConfig(), embeddings=EmbeddingsConfig(), pretrained=PretrainedConfig()
+        )
+        others = {
+            f"teacher-{number}": replace(self, teacher=entry, config=config)
+            for number, entry in enumerate(self.further_teachers, start=2)
+        }
+        return {"teacher": self, **others}
+
     def third_party(self) -> dict[str, str]:
         """``{component: distribution, version and digest of its code}`` of what does not ship with recdistill.
 
         Exporters are left out: no trained model depends on them.
         """
-        models = (self.teacher, *self.students.values(), self.strategy, self.loss)
+        models = (self.teacher, *self.further_teachers, *self.students.values(), self.strategy, self.loss)
         others = (*self.teacher_debiasers, *self.student_debiasers, *self.metrics.values(), *self.plain.values())
         importer = () if self.importer is None else (self.importer,)
         return {
@@ -76,6 +92,7 @@ class Plan:
                 "importer": self.importer.pinned() if self.importer else {},
             },
             "teacher": self.teacher.pinned(),
+            "further_teachers": [entry.pinned() for entry in self.further_teachers],
             "students": [student.pinned() for student in self.students.values()],
             "strategy": self.strategy.pinned(),
             "loss": self.loss.pinned(),
@@ -89,6 +106,15 @@ class Plan:
                 "plain": [metric.pinned() for metric in self.plain.values()],
             },
         }
+
+
+def teacher_seed(teacher: str, seed: int) -> int:
+    """What the random numbers of a run's teacher begin with: ``seed``, and for ``teacher-2`` 1,000,000 more, and so on.
+
+    Two teachers of equal settings are therefore two models.
+    """
+    number = int(teacher.removeprefix("teacher-")) if "-" in teacher else 1
+    return seed + (number - 1) * 1_000_000
 
 
 def make_plan(data: Mapping[str, Any], registry: Registry) -> Plan:
@@ -112,6 +138,7 @@ def make_plan(data: Mapping[str, Any], registry: Registry) -> Plan:
 
     importer = one("importer", config.dataset.importer, "dataset.importer") if config.dataset.importer else None
     teacher = one("teacher", config.teacher, "teacher")
+    further_teachers = many("teacher", config.further_teachers, "further_teachers")
     students = many("student", config.students, "students")
     strategy, loss = one("strategy", config.strategy, "strategy"), one("loss", config.loss, "loss")
     teacher_debiasers = many("debiaser", config.teacher_debiasers, "teacher_debiasers")
@@ -150,6 +177,7 @@ def make_plan(data: Mapping[str, Any], registry: Registry) -> Plan:
         config,
         importer,
         teacher,
+        tuple(further_teachers),
         _labelled(students),
         strategy,
         loss,

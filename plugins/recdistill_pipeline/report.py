@@ -136,6 +136,12 @@ def summary(results: Mapping[str, Any]) -> str:
         "Labels' AUC: how well the teacher's labels order the outcomes of the very rows that they teach. Where it is "
         "far above the teacher's own AUC on later rows, the labels know these outcomes: look for a leak.",
     ]
+    if "further_teachers" in results:
+        count = 1 + len(results["further_teachers"])
+        lines += [
+            "",
+            f"The labels are of {count} teachers that were trained side by side; teacher and eta above are of the first.",
+        ]
     lines += _privileged(results.get("privileged", {}))
     lines += _exports(results["exports"])
     lines += ["", "![eta](plots/eta.png)", "", "![calibration](plots/calibration.png)", ""]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +13,6 @@ import torch
 
 from recdistill_core.config import make
 from recdistill_core.errors import DataError, UsageError
-from recdistill_core.files import write_atomically
 from recdistill_core.interfaces import CaptureMode, LabelVersion, LogitStore, SampleSource, Teacher
 from recdistill_core.registry import Registry
 from recdistill_core.wiring import check
@@ -22,16 +20,15 @@ from recdistill_pipeline.dataset import Progress, Split, import_dataset, make_sp
 from recdistill_pipeline.embeddings import require_embeddings, require_models
 from recdistill_pipeline.evaluate import measure, predict
 from recdistill_pipeline.export import by_student, export_students
-from recdistill_pipeline.external import black_box, label_teacher, read_published, without_effect
+from recdistill_pipeline.external import black_box, label_teacher, read_published, require_trained, without_effect
 from recdistill_pipeline.fit import fit_fold, fit_student, fit_teacher
-from recdistill_pipeline.plan import Plan
+from recdistill_pipeline.plan import Plan, teacher_seed
 from recdistill_pipeline.plots import draw_all
 from recdistill_pipeline.pretrained import Pretrained, require_folder, require_pretrained
 from recdistill_pipeline.privileged import Told, noting, require_privileged, what_they_tell
-from recdistill_pipeline.report import summary
-from recdistill_pipeline.rundir import RunDirectory, read_json, trained_here, versions
+from recdistill_pipeline.record import about, write_record
+from recdistill_pipeline.rundir import RunDirectory, read_json
 from recdistill_pipeline.shared import SharedFolder, dataset_home, raw_settings, store_spec, teacher_settings
-from recdistill_pipeline.states import channel_of
 from recdistill_pipeline.student_labels import require_others
 from recdistill_pipeline.student_view import require_students
 
@@ -87,7 +84,8 @@ class Run:
         ``seeds`` are those of the configuration, unless it names some of them.
         """
         seeds = self.plan.config.seeds if seeds is None else seeds
-        todo = [seed for seed in seeds if not self.directory.done(f"seed-{seed}/teacher")]
+        teachers = self.plan.of_teachers()
+        todo = [seed for seed in seeds if not all(self.directory.done(f"seed-{seed}/{name}") for name in teachers)]
         if todo and self.plan.config.labels.own:
             require_folder(self.plan)
         source, split = self.dataset()
@@ -99,6 +97,7 @@ class Run:
             require_others(self.plan, self.store, source)
         teacher = black_box(self.plan, source) if todo else None
         if todo:
+            require_trained(self.plan, source, teacher)
             require_models(self.plan, source, teacher)
             require_students(self.plan, source, split.student)
         if teacher is not None:
@@ -106,27 +105,32 @@ class Run:
                 self._ask(teacher, source, split, todo, told)
             return
         if todo:
-            taken = require_pretrained(self.plan, source, split, self._steps())
+            taken = require_pretrained(self.plan, source, split, self.directory.steps())
             if taken:
                 self.say(taken)
         for seed in seeds:
-            name = f"seed-{seed}/teacher"
-            line = f"teacher {self.plan.teacher.name}, seed {seed}: {split.teacher[1] - split.teacher[0]:,} rows"
-            folds = [] if self.directory.done(name) else self._folds(source, split, seed)
-            work = partial(fit_teacher, self.plan, source, split, self.store, seed, folds=folds)
-            self._step(name, line, noting(told, work), partial(self._settings, source, seed))
+            for name in teachers:
+                self._train(name, source, split, seed, told)
 
-    def _folds(self, source: SampleSource, split: Split, seed: int) -> list[LabelVersion]:
+    def _train(self, teacher: str, source: SampleSource, split: Split, seed: int, told: Told) -> None:
+        """Train one of the run's teachers, in the step of this name."""
+        plan, name, own = self.plan.of_teachers()[teacher], f"seed-{seed}/{teacher}", teacher_seed(teacher, seed)
+        line = f"{teacher} {plan.teacher.name}, seed {seed}: {split.teacher[1] - split.teacher[0]:,} rows"
+        folds = [] if self.directory.done(name) else self._folds(teacher, source, split, seed)
+        work = partial(fit_teacher, plan, source, split, self.store, own, folds=folds)
+        self._step(name, line, noting(told, work), partial(self._settings, source, seed, teacher=teacher))
+
+    def _folds(self, teacher: str, source: SampleSource, split: Split, seed: int) -> list[LabelVersion]:
         """Label out of fold, a step per copy of the teacher, where the configuration asks for it."""
-        capture = self.plan.config.capture
+        plan, capture = self.plan.of_teachers()[teacher], self.plan.config.capture
         if capture.mode != CaptureMode.OUT_OF_FOLD:
             return []
         made = []
         for number in range(capture.folds):
-            name = f"seed-{seed}/teacher-fold-{number}"
-            told = f"teacher {self.plan.teacher.name}, seed {seed}, fold {number + 1} of {capture.folds}"
-            work = partial(fit_fold, self.plan, source, split, self.store, seed, number)
-            settings = partial(self._settings, source, seed, fold=number)
+            name = f"seed-{seed}/{teacher}-fold-{number}"
+            told = f"{teacher} {plan.teacher.name}, seed {seed}, fold {number + 1} of {capture.folds}"
+            work = partial(fit_fold, plan, source, split, self.store, teacher_seed(teacher, seed), number)
+            settings = partial(self._settings, source, seed, fold=number, teacher=teacher)
             made.append(self._step(name, told, work, settings)["labels"]["version"])
         known = {entry.version: entry for entry in self.store.versions()}
         lost = [(number, version) for number, version in enumerate(made) if version not in known]
@@ -134,7 +138,7 @@ class Run:
             raise DataError(
                 f"the label store has no version {lost[0][1]!r}, which fold {lost[0][0] + 1} of seed {seed} has made",
                 where=f"{len(lost)} of {capture.folds} folds; the store has {', '.join(known) or 'none'}",
-                fix=f"bring the store back, or delete {self.directory.path}/seed-{seed}/teacher-fold-{lost[0][0]}",
+                fix=f"bring the store back, or delete {self.directory.path}/seed-{seed}/{teacher}-fold-{lost[0][0]}",
             )
         return [known[version] for version in made]
 
@@ -161,11 +165,14 @@ class Run:
         """Train every student raw and distilled, per seed."""
         source, split = self.dataset()
         for seed in self.plan.config.seeds:
-            if not self.directory.done(f"seed-{seed}/teacher"):
+            steps = [f"seed-{seed}/{name}" for name in self.plan.of_teachers()]
+            if not all(map(self.directory.done, steps)):
                 raise UsageError(
                     f"seed {seed} has no teacher yet", where=str(self.directory.path), fix="run 'teacher fit' first"
                 )
-            labels = read_json(self.directory.path / f"seed-{seed}/teacher/manifest.json")
+            first, *others = (read_json(self.directory.path / step / "manifest.json") for step in steps)
+            versions = [version for step in (first, *others) for version in step["labels"]["versions"]]
+            labels = {**first, "labels": {**first["labels"], "versions": versions}}
             for label in self.plan.students:
                 for kind, teacher in (("raw", None), ("distilled", labels)):
                     self._student(source, split, seed, label, kind, teacher)
@@ -208,9 +215,12 @@ class Run:
             return self.directory.step(name, do)
         return self.shared.step(self.directory, name, settings(), do)
 
-    def _settings(self, source: SampleSource, seed: int, label: str = "", fold: int | None = None) -> dict[str, Any]:
+    def _settings(
+        self, source: SampleSource, seed: int, label: str = "", fold: int | None = None, teacher: str = "teacher"
+    ) -> dict[str, Any]:
         """All that the raw student ``label`` depends on, or without one the teacher or a copy of it."""
         settings = raw_settings(self.plan, label) if label else teacher_settings(self.plan)
+        settings |= {} if teacher == "teacher" else {"which": teacher}
         start = self.plan.config.pretrained.path if not label else ""
         weights = Pretrained.open(Path(start)).weights if start else ""
         return {**settings, "seed": seed, "snapshot": source.snapshot_id, "start": weights, "fold": fold}
@@ -223,7 +233,9 @@ class Run:
         """Score, measure, export and report; writes exports, metrics.json, manifest.json, summary.md and plots."""
         source, split = self.dataset()
         kinds = [f"{label}-{kind}" for label in self.plan.students for kind in ("raw", "distilled")]
-        steps = [f"seed-{seed}/{name}" for seed in self.plan.config.seeds for name in ("teacher", *kinds)]
+        steps = [
+            f"seed-{seed}/{name}" for seed in self.plan.config.seeds for name in (*self.plan.of_teachers(), *kinds)
+        ]
         missing = [step for step in steps if not self.directory.done(step)]
         if missing:
             raise UsageError(
@@ -232,11 +244,11 @@ class Run:
                 fix="run 'teacher fit' and 'student fit' first, or 'run'",
             )
         found = predict(self.plan, self.directory, source, split, self.store, self.say)
-        results = {**self._about(source, split, found), **measure(self.plan, found, self.say)}
+        results = {**about(self, split, found), **measure(self.plan, found, self.say)}
         exports = export_students(self.plan, self.directory, source, split, self.say)
         results["exports"] = by_student(exports)
         draw_all(results, found, self.directory.path / "plots")
-        self._report(source, results, exports)
+        write_record(self, source, results, exports)
         return results
 
     def export(self) -> dict[str, Any]:
@@ -248,7 +260,7 @@ class Run:
             )
         source, split = self.dataset()
         exports = export_students(self.plan, self.directory, source, split, self.say)
-        self._report(source, {**read_json(home), "exports": by_student(exports)}, exports)
+        write_record(self, source, {**read_json(home), "exports": by_student(exports)}, exports)
         return exports
 
     def all(self) -> dict[str, Any]:
@@ -256,68 +268,6 @@ class Run:
         self.teachers()
         self.students()
         return self.evaluate()
-
-    def _report(self, source: SampleSource, results: dict[str, Any], exports: Mapping[str, Any]) -> None:
-        out = self.directory.path
-        write_atomically(out / "summary.md", summary(results))
-        write_atomically(out / "manifest.json", json.dumps(self._manifest(source, exports), indent=2, default=str))
-        write_atomically(out / "metrics.json", json.dumps(results, indent=2, allow_nan=False))
-
-    def _steps(self) -> dict[str, dict[str, Any]]:
-        paths = sorted(self.directory.path.glob("seed-*/*/manifest.json"))
-        return {str(path.parent.relative_to(self.directory.path)): read_json(path) for path in paths}
-
-    def _labels(self) -> dict[str, Any]:
-        """The labels that the students learnt from; how they came to be is the same for all of them."""
-        step = f"seed-{self.plan.config.seeds[0]}/{next(iter(self.plan.students))}-distilled"
-        return dict(read_json(self.directory.path / step / "manifest.json")["labels"])
-
-    def _about(self, source: SampleSource, split: Split, found: Any) -> dict[str, Any]:
-        steps = self._steps()
-        teacher = steps[f"seed-{self.plan.config.seeds[0]}/teacher"]
-        task, seeds = self.plan.config.task, self.plan.config.seeds
-        labels = {
-            label: [steps[f"seed-{seed}/{label}-distilled"]["labels"] for seed in seeds] for label in self.plan.students
-        }
-        aucs = {label: [entry.get("auc", {}).get(task) for entry in entries] for label, entries in labels.items()}
-        return {
-            "name": self.plan.config.name,
-            "task": task,
-            "capture": self._labels()["mode"],
-            "channel": channel_of(self.plan),
-            "capture_modes": self._labels().get("modes", [self._labels()["mode"]]),
-            "confidence": self.plan.config.evaluation.confidence,
-            "data": {
-                "teacher_rows": split.teacher[1] - split.teacher[0] if trained_here(teacher) else 0,
-                "student_rows": split.student[1] - split.student[0],
-                "test_rows": len(found.label),
-                "test_users": len(set(found.user.tolist())),
-                "coverage": {label: entries[0]["coverage"][task] for label, entries in labels.items()},
-                "label_auc": {label: None if None in of else sum(of) / len(of) for label, of in aucs.items()},
-            },
-            **({"privileged": teacher["privileged"]} if "privileged" in teacher else {}),
-            **({"embeddings": self.plan.config.embeddings.at} if self.plan.config.embeddings.weight else {}),
-            **({"raw_training": self.plan.config.raw_differs()} if self.plan.config.raw_differs() else {}),
-            "versions": versions(),
-        }
-
-    def _manifest(self, source: SampleSource, exports: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "format": 1,
-            "config_digest": self.directory.config_digest,
-            "seeds": list(self.plan.config.seeds),
-            "dataset": source.snapshot_id,
-            "feature_view": source.schema.view_hash(),
-            "labels": self.store.snapshot_id(),
-            "capture": self._labels()["mode"],
-            "plugins": {
-                entry.label: f"{entry.entry.plugin.distribution} {entry.entry.plugin.version}"
-                for entry in self.plan.components()
-            },
-            "versions": versions(),
-            "steps": self._steps(),
-            "exports": dict(exports),
-        }
 
 
 def _require_one_process() -> None:

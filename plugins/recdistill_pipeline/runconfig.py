@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from recdistill_core.labels import CaptureMode
+from recdistill_core.labels import CaptureMode, LabelPolicy
 from recdistill_pipeline.runconfig_channels import OWN as OWN
 from recdistill_pipeline.runconfig_channels import CandidatesConfig as CandidatesConfig
 from recdistill_pipeline.runconfig_channels import CaptureConfig as CaptureConfig
@@ -92,6 +92,7 @@ class RunConfig:
 
     Attributes:
         task: the task that is evaluated. tasks: all tasks that are learnt; empty: ``task`` alone.
+        further_teachers: trained beside ``teacher``, with the same settings; the students learn from the labels of all.
         students: one or more; the first one's numbers head ``metrics.json``.
         exporters: formats in which every distilled student is written.
         seeds: each seed trains a teacher, and every student raw and distilled.
@@ -113,6 +114,7 @@ class RunConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     tasks: list[str] = field(default_factory=list)
     teacher: dict[str, Any] = field(default_factory=lambda: {"name": "hstu"})
+    further_teachers: list[Any] = field(default_factory=list)
     students: list[Any] = field(default_factory=lambda: [{"name": "dcn"}, {"name": "mlp"}])
     strategy: dict[str, Any] = field(default_factory=lambda: {"name": "rec_distill"})
     loss: dict[str, Any] = field(default_factory=lambda: {"name": "soft_ce"})
@@ -146,6 +148,15 @@ class RunConfig:
             self.training_of_students(distilled=False)
         except ValueError as error:
             raise ValueError(f"raw_training: {error}") from error
+        if self.further_teachers and not (self.labels.own and self.labels.policy == LabelPolicy.ALL_OF.value):
+            raise ValueError(
+                "further_teachers teach together with the run's own: they need labels.policy 'all_of' and, where "
+                "labels.versions names any, 'own' among them"
+            )
+        if self.further_teachers and self.candidates.per_row:
+            raise ValueError(
+                "candidates are scored by one teacher: set candidates.per_row to 0 or leave further_teachers empty"
+            )
         twice = [name for name in self.privileged if self.privileged.count(name) > 1]
         if twice:
             raise ValueError(f"privileged names {twice[0]!r} more than once")
@@ -186,6 +197,10 @@ class RunConfig:
         """In which settings of their training, and how, raw students differ from distilled ones."""
         raw, other = (asdict(self.training_of_students(distilled=distilled)) for distilled in (False, True))
         return {key: value for key, value in raw.items() if value != other[key]}
+
+    def mixes(self) -> bool:
+        """Whether the students' labels are of more than one version or teacher."""
+        return len(self.labels.versions) > 1 or bool(self.further_teachers)
 
     def all_tasks(self) -> tuple[str, ...]:
         """``task`` first, then the others."""

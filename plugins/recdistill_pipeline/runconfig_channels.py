@@ -57,7 +57,7 @@ class LabelsConfig:
     """Which labels of the store the students learn from.
 
     Attributes:
-        versions: teacher versions; ``own`` stands for what this run's teacher makes. Empty: ``own`` alone. Without
+        versions: teacher versions; ``own`` stands for what this run's teachers make. Empty: ``own`` alone. Without
             ``own`` no teacher is trained: versions that others have published are read, and for the teacher's side of
             eta they must label the test rows, too.
         policy: with several versions ``any_of`` (the first of them that has a label), ``latest_before_event`` (the

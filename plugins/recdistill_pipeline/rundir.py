@@ -145,6 +145,11 @@ class RunDirectory:
         """Whether a step is complete."""
         return (self.path / name / "manifest.json").exists()
 
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """``{name: manifest}`` of the finished steps."""
+        paths = sorted(self.path.glob("seed-*/*/manifest.json"))
+        return {str(path.parent.relative_to(self.path)): read_json(path) for path in paths}
+
     def checked(self, name: str, file: str) -> Path:
         """A file of a finished step whose sha256 still is what the step's manifest says.
 

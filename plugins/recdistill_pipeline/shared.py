@@ -30,7 +30,16 @@ from recdistill_pipeline.rundir import RunDirectory, checked_file, read_json, ve
 #: the next lines counts.
 NEITHER = ("name", "shared", "seeds", "labels", "evaluation", "exporters", "pretrain", "store", "states")
 OF_STUDENTS = ("students", "strategy", "loss", "student_training", "raw_training", "student_debiasers")
-OF_TEACHERS = ("teacher", "teacher_training", "teacher_debiasers", "capture", "candidates", "embeddings", "pretrained")
+OF_TEACHERS = (
+    "teacher",
+    "further_teachers",
+    "teacher_training",
+    "teacher_debiasers",
+    "capture",
+    "candidates",
+    "embeddings",
+    "pretrained",
+)
 #: File of an entry of ``arrays/``.
 ARRAY = "array.npy"
 
@@ -53,9 +62,14 @@ def store_spec(plan: Plan, run: Path) -> dict[str, Any]:
 
 
 def teacher_settings(plan: Plan) -> dict[str, Any]:
-    """All settings that a trained teacher and its labels depend on, but for the seed."""
+    """All settings that a trained teacher and its labels depend on, but for the seed.
+
+    Teachers that teach together leave their labels in one store, which is therefore theirs alone.
+    """
     plain = plan.resolved()
     kept = {key: value for key, value in plain.items() if key not in (*NEITHER, *OF_STUDENTS)}
+    if not plan.further_teachers:
+        del kept["further_teachers"]
     # students that start later have the same teacher: the split's other bounds say what it is trained on
     kept["split"] = {key: value for key, value in plain["split"].items() if key not in ("student_from", "test_until")}
     kept["capture"] = {

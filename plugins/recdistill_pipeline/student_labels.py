@@ -91,9 +91,9 @@ def allowed_labels(plan: Plan, source: SampleSource, store: LogitStore, own: Map
         DataError: if the store lacks a version. IntegrityError, LeakError: if one is not fit for this run.
     """
     config = plan.config.labels
-    if not config.own or len(config.versions) <= 1:
+    if not config.own or not plan.config.mixes():
         return dict(own)
-    names = [name for part in config.versions for name in (own["versions"] if part == OWN else [part])]
+    names = [name for part in config.versions or [OWN] for name in (own["versions"] if part == OWN else [part])]
     entries = _entries(plan, store, source, list(dict.fromkeys(names)))
     return label_facts(entries, LabelPolicy(config.policy))
 

@@ -56,8 +56,9 @@ def _labels_to_come(plan: Plan, rows: int) -> TeacherSignal:
     """Labels such as the students will get, all 0."""
     logits = {task: torch.zeros(rows) for task in plan.config.all_tasks()}
     labels = TeacherSignal(logits, {task: torch.ones(rows, dtype=torch.bool) for task in logits}, "to come")
-    versions, capture = plan.config.labels.versions, plan.config.capture
-    if plan.config.labels.policy != LabelPolicy.ALL_OF.value or len(versions) <= 1:
+    versions, capture = plan.config.labels.versions or [OWN], plan.config.capture
+    if plan.config.labels.policy != LabelPolicy.ALL_OF.value or not plan.config.mixes():
         return labels
     copies = capture.folds if capture.mode == CaptureMode.OUT_OF_FOLD.value else 1  # each is a version of its own
-    return replace(labels, members=(labels,) * sum(copies if name == OWN else 1 for name in versions))
+    own = copies * len(plan.of_teachers())
+    return replace(labels, members=(labels,) * sum(own if name == OWN else 1 for name in versions))

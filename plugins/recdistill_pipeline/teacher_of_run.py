@@ -17,7 +17,7 @@ from recdistill_core.registry import installed
 from recdistill_lightning.trained import TrainedExamples
 from recdistill_pipeline.fit import label_notes
 from recdistill_pipeline.models import build_teacher
-from recdistill_pipeline.plan import Plan, make_plan
+from recdistill_pipeline.plan import Plan, make_plan, teacher_seed
 from recdistill_pipeline.rundir import (
     RunDirectory,
     checked_file,
@@ -34,7 +34,8 @@ class TeacherOfRun:
     """A teacher as a finished step of a run left it, its dataset and its store; small enough to be sent anywhere.
 
     Attributes:
-        run: the run directory, where every worker finds it. seed: of the step. step: ``teacher``, or a copy of it.
+        run: the run directory, where every worker finds it. seed: of the step. step: ``teacher``, ``teacher-2`` of a
+            run with several, or a copy such as ``teacher-fold-0``.
     """
 
     run: Path
@@ -85,18 +86,19 @@ class TeacherOfRun:
 
     def teacher(self, plan: Plan, source: SampleSource) -> Teacher:
         """The teacher with the weights that it had at the end of the step, or one that is not trained here."""
-        built: Teacher = plan.teacher.build(BuildContext(source.schema, plan.config.all_tasks(), source))
+        own, seed = self._own(plan)
+        built: Teacher = own.teacher.build(BuildContext(source.schema, plan.config.all_tasks(), source))
         if not isinstance(built, TrainableTeacher):
             return built
         if self._trained_on() is None:
             raise UsageError(
-                f"the run trained no {plan.teacher.name}: the labels of step {self.name} came from elsewhere",
+                f"the run trained no {own.teacher.name}: the labels of step {self.name} came from elsewhere",
                 where=str(self.run),
                 fix="name a run that trained its teacher",
             )
         directory = RunDirectory(self.run, plan.resolved(), plan.third_party())
         weights = directory.checked(self.name, "model.safetensors")
-        return build_teacher(plan, source.schema, self.seed, weights).teacher.eval()
+        return build_teacher(own, source.schema, seed, weights).teacher.eval()
 
     def reached(self, source: SampleSource, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """``[R]``: whether the label of a row can have reached the teacher.
@@ -109,13 +111,18 @@ class TeacherOfRun:
 
     def facts(self, plan: Plan, source: SampleSource) -> dict[str, Any]:
         """Notes for the labels' version."""
-        trained = self._trained_on()
+        (own, seed), trained = self._own(plan), self._trained_on()
         if trained is None:
-            return {"dataset": source.snapshot_id, "teacher": plan.teacher.plain()}
-        notes = {"dataset": source.snapshot_id, "seed": self.seed, "trained_until": trained.until(source)}
+            return {"dataset": source.snapshot_id, "teacher": own.teacher.plain()}
+        notes = {"dataset": source.snapshot_id, "seed": seed, "trained_until": trained.until(source)}
         step = read_json(self.run / self.name / "manifest.json")
         started = {"pretrained": step["pretrained"]} if "pretrained" in step else {}
-        return {**notes, **label_notes(plan), **started}
+        return {**notes, **label_notes(own), **started}
+
+    def _own(self, plan: Plan) -> tuple[Plan, int]:
+        """The plan and the seed of this teacher, which need not be the run's first."""
+        name = self.step.partition("-fold-")[0]
+        return plan.of_teachers()[name], teacher_seed(name, self.seed)
 
     def _trained_on(self) -> TrainedExamples | None:
         """What the teacher was trained on; None for one that was not trained here."""

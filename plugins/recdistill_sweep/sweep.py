@@ -122,8 +122,7 @@ def shared_parts(entries: Sequence[Planned], out: Path) -> list[Part]:
                 raws.setdefault(f"{raw}-{seed}", (entry, label, seed, []))[3].append(entry)
     found = []
     for first, seed, users in teachers.values():
-        step = f"seed-{seed}/teacher"
-        if not _made(first, step):
+        if not all(_made(first, f"seed-{seed}/{step}") for step in first.plan.of_teachers()):
             title = f"teacher {first.plan.teacher.name} of {first.name}, seed {seed}"
             task = Task(title, "teacher", _log_of(out, f"{first.name}-teacher-{seed}"), _runs([first]), seed)
             found.append((task, users))

@@ -59,6 +59,12 @@ def test_a_teacher_that_is_not_trained_here_scores_no_candidates(
     plain = config(feed_path, **QUICK, teacher=teacher, states={"width": 4})
     with pytest.raises(UsageError, match="teacher 'scores_file' is not trained here, and hidden states are kept in"):
         run_of(tmp_path / "states", plain).all()
+    together = {"labels": {"policy": "all_of"}}
+    for where, first, other in (("teacher", teacher, CONFIG["teacher"]), ("further", CONFIG["teacher"], teacher)):
+        plain = config(feed_path, **QUICK, **together, teacher=first, further_teachers=[other])
+        with pytest.raises(UsageError, match="teacher 'scores_file' is not trained here, and further_teachers") as told:
+            run_of(tmp_path / where, plain).all()
+        assert where in str(told.value.where)
 
 
 def test_true_probabilities_in_a_file_are_a_teacher_with_a_gain(
