@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
@@ -19,13 +20,15 @@ help:
 	@echo 'make bench-eta  ways to transfer, sizes, capture and choices on real and simulated logs: a few hours on 2 cores'
 	@echo 'make versions  what is installed in $(VENV)'
 	@echo 'make clean     remove $(VENV), caches and build outputs; runs/ stays'
-	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)'
+	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)  WORKERS=$(WORKERS) (of make test)'
 
 demo: $(VENV)/.run
 	$(BIN)/recdistill demo
 
+# A file stays with one worker: what its tests share is made once. The order is that of the folders: unit tests, which
+# are many and short, come last and fill up whichever worker is free.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
