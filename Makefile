@@ -4,6 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+# of bench-eta, each with benchmarks/eta/tables-NAME.yaml
+ETA = new-student new-student-click same-data same-data-click simulator simulator-same-data biased biased-same-data \
+  movielens movielens-same-data
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
@@ -56,9 +59,9 @@ bench-teacher: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench_scoring.py
 
 bench-eta: $(VENV)/.bench
-	@set -e; for name in new-student new-student-click same-data simulator biased movielens; do \
-	  if [ $$name = movielens ] && [ ! -d ml/dataset ]; then \
-	    echo 'movielens is left out: benchmarks/eta/movielens.yaml says how to bring the ratings to ml/dataset'; continue; \
+	@set -e; for name in $(ETA); do \
+	  if [ $${name%-same-data} = movielens ] && [ ! -d ml/dataset ]; then \
+	    echo "$$name is left out: benchmarks/eta/movielens.yaml says how to bring the ratings to ml/dataset"; continue; \
 	  fi; \
 	  $(BIN)/recdistill sweep benchmarks/eta/tables-$$name.yaml --out runs/eta/tables --workers 2; \
 	done
