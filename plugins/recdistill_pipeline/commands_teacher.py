@@ -17,7 +17,7 @@ def save(
     out: Annotated[Path, typer.Option("--out", help="Folder of the artefact: config.json and safetensors.")],
     seed: Annotated[int | None, typer.Option(help="Seed of the teacher. Default: the run's first.")] = None,
     step: Annotated[
-        str, typer.Option(help="Step with the teacher: teacher, or a copy like teacher-fold-0.")
+        str, typer.Option(help="Step with the teacher: teacher, teacher-2, or a copy like teacher-fold-0.")
     ] = "teacher",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier artefact in the folder.")] = False,
     json: JsonOption = False,
@@ -33,7 +33,7 @@ def save(
     teacher = found.teacher(plan, source)
     if not isinstance(teacher, TrainableTeacher):
         raise UsageError(
-            f"the run trained no {plan.teacher.name}, so there are no weights to save",
+            f"the run trained no {found.own(plan).teacher.name}, so there are no weights to save",
             where=str(run),
             fix="name a run that trained its teacher",
         )
@@ -42,7 +42,7 @@ def save(
         note_dataset(out, source.snapshot_id)
     answer = {
         "folder": str(out),
-        "component": plan.teacher.name,
+        "component": found.own(plan).teacher.name,
         "step": found.name,
         "fingerprint": teacher.fingerprint(),
         "files": sorted(path.name for path in out.iterdir()),

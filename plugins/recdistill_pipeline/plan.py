@@ -83,16 +83,20 @@ class Plan:
     def resolved(self) -> dict[str, Any]:
         """The configuration with every default written out, as ``config.yaml`` holds it.
 
-        Names are qualified: what is installed later cannot make them ambiguous.
+        Names are qualified: what is installed later cannot make them ambiguous. ``further_teachers`` is left out where
+        there are none, so that runs that were started before there was such a key go on.
         """
+        plain = asdict(self.config)
+        del plain["further_teachers"]
+        further = {"further_teachers": [entry.pinned() for entry in self.further_teachers]}
         return {
-            **asdict(self.config),
+            **plain,
             "dataset": {
                 **asdict(self.config.dataset),
                 "importer": self.importer.pinned() if self.importer else {},
             },
             "teacher": self.teacher.pinned(),
-            "further_teachers": [entry.pinned() for entry in self.further_teachers],
+            **(further if self.further_teachers else {}),
             "students": [student.pinned() for student in self.students.values()],
             "strategy": self.strategy.pinned(),
             "loss": self.loss.pinned(),

@@ -140,7 +140,7 @@ def summary(results: Mapping[str, Any]) -> str:
         count = 1 + len(results["further_teachers"])
         lines += [
             "",
-            f"The labels are of {count} teachers, trained side by side; teacher and eta above are of the first one.",
+            f"The run trained {count} teachers that teach together; teacher and eta above are of the first one.",
         ]
     lines += _privileged(results.get("privileged", {}))
     lines += _exports(results["exports"])

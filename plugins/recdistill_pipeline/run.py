@@ -165,17 +165,25 @@ class Run:
         """Train every student raw and distilled, per seed."""
         source, split = self.dataset()
         for seed in self.plan.config.seeds:
-            steps = [f"seed-{seed}/{name}" for name in self.plan.of_teachers()]
-            if not all(map(self.directory.done, steps)):
-                raise UsageError(
-                    f"seed {seed} has no teacher yet", where=str(self.directory.path), fix="run 'teacher fit' first"
-                )
-            first, *others = (read_json(self.directory.path / step / "manifest.json") for step in steps)
-            versions = [version for step in (first, *others) for version in step["labels"]["versions"]]
-            labels = {**first, "labels": {**first["labels"], "versions": versions}}
+            facts = self.teacher_facts(seed)
             for label in self.plan.students:
-                for kind, teacher in (("raw", None), ("distilled", labels)):
+                for kind, teacher in (("raw", None), ("distilled", facts)):
                     self._student(source, split, seed, label, kind, teacher)
+
+    def teacher_facts(self, seed: int) -> dict[str, Any]:
+        """Facts of the seed's teacher step, whose ``labels`` are those of all teachers of the run.
+
+        Raises:
+            UsageError: if one of them is not trained yet.
+        """
+        steps = [f"seed-{seed}/{name}" for name in self.plan.of_teachers()]
+        if not all(map(self.directory.done, steps)):
+            raise UsageError(
+                f"seed {seed} has no teacher yet", where=str(self.directory.path), fix="run 'teacher fit' first"
+            )
+        first, *others = (read_json(self.directory.path / step / "manifest.json") for step in steps)
+        versions = [version for step in (first, *others) for version in step["labels"]["versions"]]
+        return {**first, "labels": {**first["labels"], "versions": versions}}
 
     def _student(
         self, source: SampleSource, split: Split, seed: int, label: str, kind: str, teacher: Mapping[str, Any] | None

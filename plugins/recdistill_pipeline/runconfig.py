@@ -153,6 +153,10 @@ class RunConfig:
                 "further_teachers teach together with the run's own: they need labels.policy 'all_of' and, where "
                 "labels.versions names any, 'own' among them"
             )
+        if self.further_teachers and max(self.seeds) >= 1_000_000:
+            raise ValueError(
+                f"with further_teachers seeds must be below 1,000,000, which is where theirs begin, got {self.seeds}"
+            )
         if self.further_teachers and self.candidates.per_row:
             raise ValueError(
                 "candidates are scored by one teacher: set candidates.per_row to 0 or leave further_teachers empty"

@@ -68,8 +68,6 @@ def teacher_settings(plan: Plan) -> dict[str, Any]:
     """
     plain = plan.resolved()
     kept = {key: value for key, value in plain.items() if key not in (*NEITHER, *OF_STUDENTS)}
-    if not plan.further_teachers:
-        del kept["further_teachers"]
     # students that start later have the same teacher: the split's other bounds say what it is trained on
     kept["split"] = {key: value for key, value in plain["split"].items() if key not in ("student_from", "test_until")}
     kept["capture"] = {

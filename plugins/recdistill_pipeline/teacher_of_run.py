@@ -59,10 +59,11 @@ class TeacherOfRun:
         found = cls(run, seed or 0, step)
         if seed is None:
             found = cls(run, found.plan().config.seeds[0], step)
-        if not (run / found.name / "manifest.json").exists():
+        there = (run / found.name / "manifest.json").exists()
+        if not there or _teacher(step) not in found.plan().of_teachers():
             steps = sorted(path.parent for path in run.glob("seed-*/teacher*/manifest.json"))
             raise UsageError(
-                f"the run has no finished step {found.name}",
+                f"the run has no finished step {found.name} with a teacher",
                 where=f"{run}; it has {', '.join(str(path.relative_to(run)) for path in steps) or 'none'}",
                 fix="name the seed and the step of a teacher that is there, or run 'teacher fit' first",
             )
@@ -86,7 +87,7 @@ class TeacherOfRun:
 
     def teacher(self, plan: Plan, source: SampleSource) -> Teacher:
         """The teacher with the weights that it had at the end of the step, or one that is not trained here."""
-        own, seed = self._own(plan)
+        own = self.own(plan)
         built: Teacher = own.teacher.build(BuildContext(source.schema, plan.config.all_tasks(), source))
         if not isinstance(built, TrainableTeacher):
             return built
@@ -98,7 +99,7 @@ class TeacherOfRun:
             )
         directory = RunDirectory(self.run, plan.resolved(), plan.third_party())
         weights = directory.checked(self.name, "model.safetensors")
-        return build_teacher(own, source.schema, seed, weights).teacher.eval()
+        return build_teacher(own, source.schema, self._own_seed(), weights).teacher.eval()
 
     def reached(self, source: SampleSource, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """``[R]``: whether the label of a row can have reached the teacher.
@@ -111,18 +112,20 @@ class TeacherOfRun:
 
     def facts(self, plan: Plan, source: SampleSource) -> dict[str, Any]:
         """Notes for the labels' version."""
-        (own, seed), trained = self._own(plan), self._trained_on()
+        own, trained = self.own(plan), self._trained_on()
         if trained is None:
             return {"dataset": source.snapshot_id, "teacher": own.teacher.plain()}
-        notes = {"dataset": source.snapshot_id, "seed": seed, "trained_until": trained.until(source)}
+        notes = {"dataset": source.snapshot_id, "seed": self._own_seed(), "trained_until": trained.until(source)}
         step = read_json(self.run / self.name / "manifest.json")
         started = {"pretrained": step["pretrained"]} if "pretrained" in step else {}
         return {**notes, **label_notes(own), **started}
 
-    def _own(self, plan: Plan) -> tuple[Plan, int]:
-        """The plan and the seed of this teacher, which need not be the run's first."""
-        name = self.step.partition("-fold-")[0]
-        return plan.of_teachers()[name], teacher_seed(name, self.seed)
+    def own(self, plan: Plan) -> Plan:
+        """The plan of this teacher, which need not be the run's first."""
+        return plan.of_teachers()[_teacher(self.step)]
+
+    def _own_seed(self) -> int:
+        return teacher_seed(_teacher(self.step), self.seed)
 
     def _trained_on(self) -> TrainedExamples | None:
         """What the teacher was trained on; None for one that was not trained here."""
@@ -130,3 +133,8 @@ class TeacherOfRun:
         if not trained_here(read_json(step / "manifest.json")):
             return None
         return TrainedExamples.load(checked_file(step, "trained_on.npy"))
+
+
+def _teacher(step: str) -> str:
+    """The step of the teacher itself, for one of its copies as well."""
+    return step.partition("-fold-")[0]

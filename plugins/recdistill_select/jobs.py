@@ -24,7 +24,6 @@ from recdistill_core.sampler import choose as checked_choice
 from recdistill_lightning.data import align_labels
 from recdistill_pipeline.dataset import Split
 from recdistill_pipeline.run import Run
-from recdistill_pipeline.rundir import read_json
 from recdistill_pipeline.student_labels import allowed_labels, choice_of, published_store
 from recdistill_pipeline.student_view import student_view
 from recdistill_select.candidates import raw_student, see
@@ -176,12 +175,7 @@ def _labels(
     run: Run, source: SampleSource, rows: tuple[int, int], task: str, seed: int
 ) -> tuple[NDArray[np.float64], str]:
     """Raw logits ``[rows]`` that the seed's students may learn from, NaN without a label, and their version."""
-    if not run.directory.done(f"seed-{seed}/teacher"):
-        raise UsageError(
-            f"seed {seed} has no teacher yet", where=str(run.directory.path), fix="run 'teacher fit' first"
-        )
-    own = read_json(run.directory.path / f"seed-{seed}/teacher/manifest.json")["labels"]
-    facts = allowed_labels(run.plan, source, run.store, own)
+    facts = allowed_labels(run.plan, source, run.store, run.teacher_facts(seed)["labels"])
     signal = align_labels(source, published_store(run.plan, run.store), choice_of(facts), rows).signal
     version: str = facts["version"]
     logit = np.where(signal.valid[task].numpy(), signal.logits[task].double().numpy(), np.nan)[slice(*rows)]

@@ -87,7 +87,8 @@ class TeachersConfig(SoftConfig):
     """Several teachers at once.
 
     Attributes:
-        weights: of the teachers, in the order of ``labels.versions``, >= 0; empty: equal ones.
+        weights: of the teachers, in the order of ``labels.versions``, >= 0; ``own`` is as many as the run has teachers,
+            or out of fold as these have copies. Empty: equal ones.
         learned: whether the weights are learnt, from where ``weights`` begin, which must then be there.
         lr: learning rate of learnt weights, > 0.
     """

@@ -42,7 +42,8 @@ class MultiTeacher(Soft):
                 f"strategy 'multi_teacher' has {len(self.config.weights)} weights, and the labels are of "
                 f"{len(teachers)} teachers",
                 where="strategy.weights",
-                fix="give a weight for each of labels.versions, with labels.policy 'all_of'",
+                fix="give one for each of labels.versions, 'own' being as many as the run has teachers (out of fold: "
+                "copies of them), with labels.policy 'all_of'",
             )
         logits, valid = (torch.stack(parts, dim=1) for parts in zip(*teachers, strict=True))
         if self.weights is not None:

@@ -17,6 +17,7 @@ from recdistill_sweep.sweepfile import read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 ETA = ROOT / "benchmarks/eta"
+(LISTED,) = re.findall(r"^ETA = ((?:.+\\\n)*.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 SWEEPS = sorted(path.name for path in ETA.glob("t*-*.yaml"))
 QUICK: dict[str, Any] = {"students": ["mlp"], "seeds": [1]}
 
@@ -34,10 +35,14 @@ def test_every_arm_of_a_sweep_file_can_start(name: str, tmp_path: Path) -> None:
     names = [arm.name for arm in arms]
     if name.startswith("tables-"):
         assert f"{dataset},strategy-rec_distill" in names
-        (listed,) = re.findall(r"^ETA = ((?:.+\\\n)*.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert dataset in listed.replace("\\", " ").split()
+        assert dataset in LISTED.replace("\\", " ").split()
     else:
         assert all(entry.startswith(f"{name.removesuffix('.yaml')},") for entry in names)
+
+
+def test_every_name_that_the_target_goes_through_has_its_file() -> None:
+    names = LISTED.replace("\\", " ").split()
+    assert sorted(f"tables-{name}.yaml" for name in names) == [name for name in SWEEPS if name.startswith("tables-")]
 
 
 @pytest.mark.slow

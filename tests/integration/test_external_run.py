@@ -64,7 +64,7 @@ def test_a_teacher_that_is_not_trained_here_scores_no_candidates(
         plain = config(feed_path, **QUICK, **together, teacher=first, further_teachers=[other])
         with pytest.raises(UsageError, match="teacher 'scores_file' is not trained here, and further_teachers") as told:
             run_of(tmp_path / where, plain).all()
-        assert where in str(told.value.where)
+        assert told.value.where == {"teacher": "teacher", "further": "further_teachers[0]"}[where]
 
 
 def test_true_probabilities_in_a_file_are_a_teacher_with_a_gain(

@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipeline_cases import FLIPPED, config, run_of
+from pipeline_cases import FLIPPED, Verb, config, run_of
 from safetensors.torch import load_file
 
+from recdistill_core.config import load_yaml
 from recdistill_core.errors import ConfigError, DataError, UsageError
-from recdistill_core.labels import LabelChoice, LabelPolicy
+from recdistill_core.labels import CaptureMode, LabelChoice, LabelPolicy
+from recdistill_core.registry import installed
 from recdistill_lightning import align_labels
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
+from recdistill_pipeline.plan import make_plan
 from recdistill_pipeline.teacher_of_run import TeacherOfRun
+from recdistill_select.jobs import _labels
 
 QUICK: dict[str, Any] = {"students": ["mlp"], "seeds": [1], "labels": {"policy": "all_of"}}
 LEARNT = {"name": "multi_teacher", "weights": [1.0, 1.0], "learned": True}
@@ -53,7 +57,7 @@ def test_both_teachers_label_every_row_and_the_students_learn_weights_of_their_s
     assert (learnt != 0).any()  # they begin at 0
     results = json.loads((finished / "metrics.json").read_text())
     assert results["further_teachers"] == ["hstu"]
-    assert "labels are of 2 teachers" in (finished / "summary.md").read_text()
+    assert "The run trained 2 teachers that teach together" in (finished / "summary.md").read_text()
 
 
 def test_the_first_teacher_is_the_one_of_a_run_without_further_ones(
@@ -71,12 +75,14 @@ def test_any_other_strategy_learns_the_mean_of_their_logits(
     shared, said = finished.parent / "shared", list[str]()
     plain = two(feed_path, shared=str(shared), strategy={"name": "rec_distill"})
     run_of(tmp_path / "mean", plain, said.append).all()
-    assert sum("is there already" in line for line in said) >= 2  # both teachers
+    assert sum("teacher" in line and "is there already" in line for line in said) == 2
+    told = manifest(tmp_path / "mean", "mlp-distilled")["labels"]
+    assert (told["versions"], told["policy"]) == (manifest(finished, "mlp-distilled")["labels"]["versions"], "all_of")
     (home,) = (shared / "labels").iterdir()
     store, rows = ParquetLogitStore(home), (0, 500)
-    versions = tuple(manifest(finished, "mlp-distilled")["labels"]["versions"])
-    mixed = align_labels(feed, store, LabelChoice(versions, LabelPolicy.ALL_OF), rows, 0.0).signal.logits["click"]
-    each = [store.read(version, feed.column("example_id")[:500]).logits["click"] for version in versions]
+    choice = LabelChoice(tuple(told["versions"]), LabelPolicy.ALL_OF)
+    mixed = align_labels(feed, store, choice, rows, 0.0).signal.logits["click"]
+    each = [store.read(version, feed.column("example_id")[:500]).logits["click"] for version in told["versions"]]
     assert not torch.equal(*each)
     torch.testing.assert_close(mixed[:500], torch.stack(each).mean(0))
 
@@ -114,6 +120,7 @@ def test_a_run_that_lost_its_second_teacher_makes_the_same_one_again(feed_path: 
     run_of(tmp_path / "out", two(feed_path)).teachers()
     after = manifest(tmp_path / "out", "teacher-2")
     assert after["fingerprint"] == before["fingerprint"]
+    assert after["labels"] == before["labels"]
     assert after["files"]["model.safetensors"] == before["files"]["model.safetensors"]
 
 
@@ -155,6 +162,7 @@ def test_backfill_scores_with_the_teacher_that_is_named(finished: Path, feed: Pa
         ({"labels": {"policy": "all_of", "versions": ["theirs"]}}, "'own' among them"),
         ({"candidates": {"per_row": 2}}, "candidates are scored by one teacher"),
         ({"further_teachers": [{"name": "hstu", "widht": 8}]}, "further_teachers[0].widht"),
+        ({"seeds": [1, 1_000_001]}, "with further_teachers seeds must be below 1,000,000"),
     ],
 )
 def test_what_cannot_teach_together_is_refused(
@@ -170,3 +178,59 @@ def test_weights_that_do_not_fit_are_told_before_a_teacher_is_trained(feed_path:
     with pytest.raises(DataError, match="has 3 weights, and the labels are of 2 teachers"):
         run_of(tmp_path / "out", two(feed_path, strategy=three)).all()
     assert not list(tmp_path.glob("out/seed-1/*"))
+
+
+def test_a_run_of_one_teacher_has_the_settings_that_it_had_before_there_could_be_several(feed_path: Path) -> None:
+    assert "further_teachers" not in make_plan(config(feed_path), installed()).resolved()
+    assert make_plan(two(feed_path), installed()).resolved()["further_teachers"][0]["width"] == 8
+
+
+def test_labels_of_others_are_mixed_with_those_of_all_own_teachers(
+    feed: ParquetSource, feed_path: Path, tmp_path: Path
+) -> None:
+    ids = torch.from_numpy(feed.column("example_id")[:3000].copy())
+    facts = {"dataset": feed.snapshot_id}
+    with ParquetLogitStore(tmp_path / "labels").writer(
+        "theirs", tasks=["click"], mode=CaptureMode.EXTERNAL, view="theirs", facts=facts
+    ) as writer:
+        writer.append(ids, {"click": torch.full(ids.shape, 7.0)}, step=-1, scored_at=1)
+        writer.commit()
+    changes: dict[str, Any] = {
+        "store": {"path": str(tmp_path / "labels")},
+        "labels": {"versions": ["theirs", "own"], "policy": "all_of"},
+        "strategy": {**LEARNT, "weights": [1.0, 1.0, 1.0], "lr": 0.1},
+    }
+    run = run_of(tmp_path / "out", two(feed_path, **changes))
+    run.teachers()
+    run.students()
+    own = [manifest(tmp_path / "out", step)["labels"]["version"] for step in ("teacher", "teacher-2")]
+    assert manifest(tmp_path / "out", "mlp-distilled")["labels"]["versions"] == ["theirs", *own]
+    learnt = load_file(tmp_path / "out/seed-1/mlp-distilled/model.safetensors")["objectives.click.strategy.weights"]
+    theirs, *mine = learnt.softmax(0).tolist()
+    assert theirs < min(mine)  # it says 7 of everything
+
+
+def test_examples_are_judged_by_the_labels_of_all_teachers(finished: Path, feed: ParquetSource) -> None:
+    run = run_of(finished, load_yaml(finished / "config.yaml"))
+    _, version = _labels(run, feed, (0, 500), "click", 1)
+    assert version.split(", ") == manifest(finished, "mlp-distilled")["labels"]["versions"]
+
+
+def test_the_second_teacher_fills_gaps_and_is_saved_under_its_own_name(
+    feed_path: Path, recdistill: Verb, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run_of(run, two(feed_path)).teachers()
+    for words in (
+        ["labels", "backfill", run, "--step", "teacher-2", "--since", "80%", "--json"],
+        ["teacher", "save", run, "--step", "teacher-2", "--out", tmp_path / "saved", "--json"],
+    ):
+        code, out, err = recdistill(*words)
+        assert code == 0, err
+        told = json.loads(out)
+    assert told["step"] == "seed-1/teacher-2"
+    assert '"width": 8' in (tmp_path / "saved/config.json").read_text()
+    for step in ("mlp-raw", "teacher-3"):
+        code, _, err = recdistill("teacher", "save", run, "--step", step, "--out", tmp_path / step)
+        assert code != 0
+        assert f"the run has no finished step seed-1/{step} with a teacher" in err

@@ -82,7 +82,7 @@ def test_weights_for_other_teachers_than_there_are_are_refused() -> None:
     model = Model(made("multi_teacher", weights=[1.0, 2.0, 3.0]))
     with pytest.raises(DataError, match="has 3 weights, and the labels are of 2 teachers") as caught:
         model.terms(taught_by(*two_teachers()))
-    assert "labels.policy 'all_of'" in str(caught.value)
+    assert "'own' being as many as the run has teachers" in str(caught.value)
 
 
 @pytest.mark.parametrize(
