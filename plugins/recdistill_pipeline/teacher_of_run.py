@@ -63,7 +63,7 @@ class TeacherOfRun:
         if not there or _teacher(step) not in found.plan().of_teachers():
             steps = sorted(path.parent for path in run.glob("seed-*/teacher*/manifest.json"))
             raise UsageError(
-                f"the run has no finished step {found.name} with a teacher",
+                f"the run has no finished teacher {found.name}",
                 where=f"{run}; it has {', '.join(str(path.relative_to(run)) for path in steps) or 'none'}",
                 fix="name the seed and the step of a teacher that is there, or run 'teacher fit' first",
             )

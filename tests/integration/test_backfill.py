@@ -177,7 +177,7 @@ def test_rows_unknown_to_the_teacher_are_told(feed: ParquetSource, feed_path: Pa
 def test_what_is_not_there(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="this is no run directory"):
         TeacherOfRun.of(tmp_path / "none")
-    with pytest.raises(UsageError, match=r"no finished step seed-7/teacher\n.*it has seed-1/teacher\n"):
+    with pytest.raises(UsageError, match=r"no finished teacher seed-7/teacher\n.*it has seed-1/teacher\n"):
         TeacherOfRun.of(trained, 7)
     with pytest.raises(UsageError, match="no finished step seed-1/teacher-fold-0"):
         TeacherOfRun.of(trained, step="teacher-fold-0")

@@ -233,4 +233,4 @@ def test_the_second_teacher_fills_gaps_and_is_saved_under_its_own_name(
     for step in ("mlp-raw", "teacher-3"):
         code, _, err = recdistill("teacher", "save", run, "--step", step, "--out", tmp_path / step)
         assert code != 0
-        assert f"the run has no finished step seed-1/{step} with a teacher" in err
+        assert f"the run has no finished teacher seed-1/{step}" in err

@@ -68,7 +68,7 @@ def test_its_teacher_is_saved_and_scores_alike(
 def test_a_run_without_that_teacher_is_refused(finished: Path, recdistill: Verb, tmp_path: Path) -> None:
     out = tmp_path / "artefact"
     done = recdistill("teacher", "save", finished, "--out", out, "--seed", 7, "--json")
-    refused(done, "UsageError", "the run has no finished step seed-7/teacher")
+    refused(done, "UsageError", "the run has no finished teacher seed-7/teacher")
     shutil.copytree(finished, tmp_path / "run")
     weights = tmp_path / "run/seed-1/teacher/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
