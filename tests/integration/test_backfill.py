@@ -179,7 +179,7 @@ def test_what_is_not_there(trained: Path, tmp_path: Path) -> None:
         TeacherOfRun.of(tmp_path / "none")
     with pytest.raises(UsageError, match=r"no finished teacher seed-7/teacher\n.*it has seed-1/teacher\n"):
         TeacherOfRun.of(trained, 7)
-    with pytest.raises(UsageError, match="no finished step seed-1/teacher-fold-0"):
+    with pytest.raises(UsageError, match="no finished teacher seed-1/teacher-fold-0"):
         TeacherOfRun.of(trained, step="teacher-fold-0")
     with pytest.raises(UsageError, match="block_rows must be >= 1, got 0"):
         backfill(TeacherOfRun.of(trained), Here(), block_rows=0)
@@ -208,7 +208,7 @@ def test_the_verb_says_what_it_did_and_what_it_left(
         recdistill(*words, "--since", "80%", "--until", "70%", "--json"), "UsageError", "no row of the dataset lies"
     )
     refused(recdistill(*words, "--since", "soon", "--json"), "UsageError", "'soon' is no time", "--since")
-    refused(recdistill(*words, "--seed", 9, "--json"), "UsageError", "no finished step seed-9/teacher")
+    refused(recdistill(*words, "--seed", 9, "--json"), "UsageError", "no finished teacher seed-9/teacher")
     refused(recdistill(*words, "--engine", "nobody", "--json"), "PluginError", "nobody")
     refused(recdistill(*words, "warp=9", "--json"), "ConfigError", "warp")
 
