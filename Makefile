@@ -20,7 +20,7 @@ help:
 	@echo 'make bench     the benchmarks, with this machine beside the numbers'
 	@echo 'make bench-store  the label store alone: against files, arrays, DuckDB and LMDB'
 	@echo 'make bench-teacher  the HSTU teacher and its attention alone; a GPU is measured where there is one'
-	@echo 'make bench-eta  ways to transfer, sizes, capture and choices on real and simulated logs: a few hours on 2 cores'
+	@echo 'make bench-eta  ways to transfer, sizes, capture and choices on real and simulated logs: half a day on 2 cores'
 	@echo 'make versions  what is installed in $(VENV)'
 	@echo 'make clean     remove $(VENV), caches and build outputs; runs/ stays'
 	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)  WORKERS=$(WORKERS) (of make test)'
