@@ -31,8 +31,7 @@ def about(run: Run, split: Split, found: Predictions) -> dict[str, Any]:
     plan, config, steps = run.plan, run.plan.config, run.directory.steps()
     teacher = steps[f"seed-{config.seeds[0]}/teacher"]
     labels = {
-        label: [steps[f"seed-{seed}/{label}-distilled"]["labels"] for seed in config.seeds]
-        for label in run.plan.students
+        label: [steps[f"seed-{seed}/{label}-distilled"]["labels"] for seed in config.seeds] for label in plan.students
     }
     aucs = {label: [entry.get("auc", {}).get(config.task) for entry in entries] for label, entries in labels.items()}
     first = _labels(run)
@@ -51,11 +50,7 @@ def about(run: Run, split: Split, found: Predictions) -> dict[str, Any]:
             "coverage": {label: entries[0]["coverage"][config.task] for label, entries in labels.items()},
             "label_auc": {label: None if None in of else sum(of) / len(of) for label, of in aucs.items()},
         },
-        **(
-            {"further_teachers": [entry.name for entry in run.plan.further_teachers]}
-            if run.plan.further_teachers
-            else {}
-        ),
+        **({"further_teachers": [entry.name for entry in plan.further_teachers]} if plan.further_teachers else {}),
         **({"privileged": teacher["privileged"]} if "privileged" in teacher else {}),
         **({"embeddings": config.embeddings.at} if config.embeddings.weight else {}),
         **({"raw_training": config.raw_differs()} if config.raw_differs() else {}),
