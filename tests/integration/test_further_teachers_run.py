@@ -217,18 +217,24 @@ def test_examples_are_judged_by_the_labels_of_all_teachers(finished: Path, feed:
 
 
 def test_the_second_teacher_fills_gaps_and_is_saved_under_its_own_name(
-    feed_path: Path, recdistill: Verb, tmp_path: Path
+    feed: ParquetSource, feed_path: Path, recdistill: Verb, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     run_of(run, two(feed_path)).teachers()
-    for words in (
-        ["labels", "backfill", run, "--step", "teacher-2", "--since", "80%", "--json"],
-        ["teacher", "save", run, "--step", "teacher-2", "--out", tmp_path / "saved", "--json"],
-    ):
-        code, out, err = recdistill(*words)
+    made = {}
+    for step, width in (("teacher", 16), ("teacher-2", 8)):
+        code, out, err = recdistill("labels", "backfill", run, "--step", step, "--since", "80%", "--json")
         assert code == 0, err
         told = json.loads(out)
-    assert told["step"] == "seed-1/teacher-2"
+        store = ParquetLogitStore(run / "labels")
+        (entry,) = [entry for entry in store.versions() if entry.version == told["version"]]
+        assert told["added"] == entry.count == 600  # the test rows from there on
+        assert entry.facts["teacher"]["width"] == width
+        made[step] = store.read(entry.version, feed.column("example_id")[-600:]).logits["click"]
+    assert not torch.equal(made["teacher"], made["teacher-2"])
+    code, out, err = recdistill("teacher", "save", run, "--step", "teacher-2", "--out", tmp_path / "saved", "--json")
+    assert code == 0, err
+    assert json.loads(out)["step"] == "seed-1/teacher-2"
     assert '"width": 8' in (tmp_path / "saved/config.json").read_text()
     for step in ("mlp-raw", "teacher-3"):
         code, _, err = recdistill("teacher", "save", run, "--step", step, "--out", tmp_path / step)
