@@ -1,12 +1,15 @@
 """What each part of the teacher is worth: the same teacher with one part switched, three seeds each.
 
-Reads the dataset and the configuration of a run directory, and trains teachers alone, as that run trains its own: one
-pass in time order. Two studies, the second on simulated histories of thousands of events:
+Reads the dataset and the configuration of a run directory, and trains teachers alone, as that run trains its own: in
+time order. Three studies, the second on simulated histories of thousands of events, the third of learnt embeddings:
 
-    recdistill teacher fit examples/kuairand.yaml --out RUN
+    recdistill teacher fit examples/kuairand.yaml 'seeds=[1]' --out RUN
     python benchmarks/teacher_quality.py kuairand RUN --out OUT --plot benchmarks/teacher_scaling.png
-    recdistill teacher fit benchmarks/long_history.yaml --out LONG
+    recdistill teacher fit benchmarks/long_history.yaml 'seeds=[1]' --out LONG
     python benchmarks/teacher_quality.py long LONG --out OUT_LONG
+    recdistill teacher pretrain examples/kuairand_pretrained.yaml --out PRETRAINED
+    recdistill teacher fit examples/kuairand_pretrained.yaml --out LATER
+    python benchmarks/teacher_quality.py gpsd LATER --pretrained PRETRAINED --out OUT_GPSD
 
 Each teacher's test logits are kept in OUT with a line in ``OUT/teachers.jsonl``, so a study that was stopped goes on.
 ``--only 'width'`` trains the arms with this in their name, ``--seed 1`` one seed.
@@ -32,57 +35,72 @@ from recdistill_pipeline.evaluate import BOOTSTRAP_SEED
 from recdistill_pipeline.fit import training_data
 from recdistill_pipeline.models import build_teacher
 from recdistill_pipeline.plan import Plan, make_plan
+from recdistill_pipeline.pretrained import take_over
 from recdistill_pipeline.scoring import score_rows
 from recdistill_pipeline.statistics import transferability
 
 Floats = NDArray[np.float64]
 SEEDS = (1, 2, 3)
 BASE = "as configured"
-#: arm -> overrides of the teacher's part of the configuration
+#: arm -> overrides of the configuration
 KUAIRAND: dict[str, tuple[str, ...]] = {
     BASE: (),
-    "softmax": ("attention=softmax",),
-    "no position bias": ("position_bias=false",),
-    "no time bias": ("time_bias=false",),
-    "no bias": ("position_bias=false", "time_bias=false"),
-    "softmax, no bias": ("attention=softmax", "position_bias=false", "time_bias=false"),
-    "no added action": ("added_action=false",),
-    "semi-local, 16 + 4": ("attend_recent=16", "attend_oldest=4"),
-    "semi-local, 16": ("attend_recent=16",),
-    "truncated to 16 in the last layer": ("truncate_layers=1", "truncate_length=16"),
-    "stochastic length 1.4": ("stochastic_length=1.4",),
-    "stochastic length 1.4, balanced": ("stochastic_length=1.4", "stochastic_balance=true"),
-    "length 1": ("max_length=1", "history_stride=1"),
-    "length 10": ("max_length=10", "history_stride=5"),
-    "length 50": ("max_length=50", "history_stride=25"),
-    "length 50, oldest 10": ("max_length=50", "history_stride=20", "keep_oldest=10"),
-    "length 256 (all)": ("max_length=256", "history_stride=256"),
-    "width 16": ("width=16",),
-    "width 32": ("width=32",),
-    "width 128": ("width=128",),
-    "1 layer": ("layers=1",),
-    "4 layers": ("layers=4",),
-    "width 128, 4 layers": ("width=128", "layers=4"),
-    "hf, llama": ("name=hf", "architecture=llama", "backend=chunked"),
-    "hf, qwen3": ("name=hf", "architecture=qwen3", "backend=chunked"),
+    "softmax": ("teacher.attention=softmax",),
+    "no position bias": ("teacher.position_bias=false",),
+    "no time bias": ("teacher.time_bias=false",),
+    "no bias": ("teacher.position_bias=false", "teacher.time_bias=false"),
+    "softmax, no bias": ("teacher.attention=softmax", "teacher.position_bias=false", "teacher.time_bias=false"),
+    "no added action": ("teacher.added_action=false",),
+    "semi-local, 16 + 4": ("teacher.attend_recent=16", "teacher.attend_oldest=4"),
+    "semi-local, 16": ("teacher.attend_recent=16",),
+    "truncated to 16 in the last layer": ("teacher.truncate_layers=1", "teacher.truncate_length=16"),
+    "stochastic length 1.4": ("teacher.stochastic_length=1.4",),
+    "stochastic length 1.4, balanced": ("teacher.stochastic_length=1.4", "teacher.stochastic_balance=true"),
+    "length 1": ("teacher.max_length=1", "teacher.history_stride=1"),
+    "length 10": ("teacher.max_length=10", "teacher.history_stride=5"),
+    "length 50": ("teacher.max_length=50", "teacher.history_stride=25"),
+    "length 50, oldest 10": ("teacher.max_length=50", "teacher.history_stride=20", "teacher.keep_oldest=10"),
+    "length 256 (all)": ("teacher.max_length=256", "teacher.history_stride=256"),
+    "width 16": ("teacher.width=16",),
+    "width 32": ("teacher.width=32",),
+    "width 128": ("teacher.width=128",),
+    "1 layer": ("teacher.layers=1",),
+    "4 layers": ("teacher.layers=4",),
+    "width 128, 4 layers": ("teacher.width=128", "teacher.layers=4"),
+    "bf16 autocast": ("trainer.precision=bf16-mixed",),
+    "hf, llama": ("teacher.name=hf", "teacher.architecture=llama", "teacher.backend=chunked"),
+    "hf, qwen3": ("teacher.name=hf", "teacher.architecture=qwen3", "teacher.backend=chunked"),
 }
 LONG: dict[str, tuple[str, ...]] = {
     BASE: (),
-    "length 10": ("max_length=10", "history_stride=5"),
-    "length 50": ("max_length=50", "history_stride=25"),
-    "length 256": ("max_length=256", "history_stride=128"),
-    "length 1,024": ("max_length=1024", "history_stride=512"),
-    "length 1,024, oldest 256": ("max_length=1024", "history_stride=384", "keep_oldest=256"),
-    "length 4,096": ("max_length=4096", "history_stride=1024"),
-    "semi-local, 256 + 64": ("attend_recent=256", "attend_oldest=64"),
-    "semi-local, 256": ("attend_recent=256",),
-    "truncated to 512 in the last layer": ("truncate_layers=1", "truncate_length=512"),
-    "stochastic length 1.7": ("stochastic_length=1.7",),
-    "stochastic length 1.7, balanced": ("stochastic_length=1.7", "stochastic_balance=true"),
-    "softmax": ("attention=softmax",),
-    "no bias": ("position_bias=false", "time_bias=false"),
+    "length 10": ("teacher.max_length=10", "teacher.history_stride=5"),
+    "length 50": ("teacher.max_length=50", "teacher.history_stride=25"),
+    "length 256": ("teacher.max_length=256", "teacher.history_stride=128"),
+    "length 1,024": ("teacher.max_length=1024", "teacher.history_stride=512"),
+    "length 1,024, oldest 256": ("teacher.max_length=1024", "teacher.history_stride=384", "teacher.keep_oldest=256"),
+    "length 4,096": ("teacher.max_length=4096", "teacher.history_stride=1024"),
+    "semi-local, 256 + 64": ("teacher.attend_recent=256", "teacher.attend_oldest=64"),
+    "semi-local, 256": ("teacher.attend_recent=256",),
+    "truncated to 512 in the last layer": ("teacher.truncate_layers=1", "teacher.truncate_length=512"),
+    "stochastic length 1.7": ("teacher.stochastic_length=1.7",),
+    "stochastic length 1.7, balanced": ("teacher.stochastic_length=1.7", "teacher.stochastic_balance=true"),
+    "softmax": ("teacher.attention=softmax",),
+    "no bias": ("teacher.position_bias=false", "teacher.time_bias=false"),
 }
-STUDIES = {"kuairand": KUAIRAND, "long": LONG}
+#: {pretrained}: the folder that ``teacher pretrain`` made
+GPSD: dict[str, tuple[str, ...]] = {
+    BASE: (),
+    "taken over, frozen": ("pretrained.path={pretrained}",),
+    "taken over, trained on": ("pretrained.path={pretrained}", "pretrained.freeze=[]"),
+    "3 passes": ("teacher_training.batch_epochs=3",),
+    "3 passes, taken over, frozen": ("teacher_training.batch_epochs=3", "pretrained.path={pretrained}"),
+    "3 passes, taken over, trained on": (
+        "teacher_training.batch_epochs=3",
+        "pretrained.path={pretrained}",
+        "pretrained.freeze=[]",
+    ),
+}
+STUDIES = {"kuairand": KUAIRAND, "long": LONG, "gpsd": GPSD}
 #: smallest first, for the scaling curve
 SIZES = ("width 16", "width 32", BASE, "4 layers", "width 128", "width 128, 4 layers")
 
@@ -90,14 +108,15 @@ SIZES = ("width 16", "width 32", BASE, "4 layers", "width 128", "width 128, 4 la
 class TeacherStudy(Study):
     """One teacher per arm and seed."""
 
-    def __init__(self, study: str, run: Path, out: Path) -> None:
+    def __init__(self, study: str, run: Path, out: Path, pretrained: Path | None = None) -> None:
         super().__init__(run, "")
-        self.out, self.arms = out, STUDIES[study]
+        self.out, self.arms, self.pretrained = out, STUDIES[study], pretrained
         out.mkdir(parents=True, exist_ok=True)
 
     def plan_of(self, arm: str) -> Plan:
         """The run's plan with the arm's teacher; another teacher drops settings that it does not have."""
-        plain = load_yaml(self.run / "config.yaml", [f"teacher.{change}" for change in self.arms[arm]])
+        changes = [change.format(pretrained=self.pretrained and self.pretrained.resolve()) for change in self.arms[arm]]
+        plain = load_yaml(self.run / "config.yaml", changes)
         known = installed().get("teacher", plain["teacher"]["name"]).component.config.__dataclass_fields__
         plain["teacher"] = {key: value for key, value in plain["teacher"].items() if key == "name" or key in known}
         return make_plan(plain, installed())
@@ -114,6 +133,7 @@ class TeacherStudy(Study):
         plan, start = self.plan_of(arm), time.perf_counter()
         config = plan.config
         module = build_teacher(plan, self.source.schema, seed)
+        take_over(plan, module, self.source, self.split)
         data = training_data(module, self.source, config.teacher_training, self.split.teacher, self.split.stream, seed)
         trainer = plan.trainer.build(BuildContext(self.source.schema, config.all_tasks()))
         with tempfile.TemporaryDirectory() as scratch:
@@ -220,9 +240,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the study, which goes on in it")
     parser.add_argument("--only", default="", help="train only arms with this in their name")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="train only this seed")
+    parser.add_argument("--pretrained", type=Path, help="for gpsd: what recdistill teacher pretrain wrote")
     parser.add_argument("--plot", type=Path, help="where to write the scaling curve")
     arguments = parser.parse_args()
-    study = TeacherStudy(arguments.study, arguments.run, arguments.out)
+    if (arguments.study == "gpsd") != (arguments.pretrained is not None):
+        parser.error("--pretrained is needed for gpsd, and for it alone")
+    study = TeacherStudy(arguments.study, arguments.run, arguments.out, arguments.pretrained)
     study.train(arguments.only, (arguments.seed,) if arguments.seed else SEEDS)
     rows, names = study.results(), list(study.base.metrics)
     print(table(rows, names))

@@ -52,6 +52,7 @@ def capture_after_training(
         allow_leaky: see above. resume: as in :class:`LogitCapture`.
 
     Raises:
+        DataError: for a batch that breaks the contract: a NaN, an action that the dataset lacks, an event of the future.
         LeakError: for an example whose label has reached the teacher, without ``allow_leaky``; nothing is written.
         UsageError: without ``source``, for a teacher that reads histories; if the version's labels are revoked.
     """
@@ -66,11 +67,12 @@ def capture_after_training(
         known.add(trained.ids())
     if not allow_leaky:
         known = _all_reached(module, known, source)
+    schema = None if source is None else source.schema
     first = rank_and_world()[0] == 0
     writer = store.writer(version, tasks=list(module.objectives), mode=mode, view=view, facts=facts) if first else None
     try:
         for batch in batches:
-            batch.validate("batch to score")  # an event that is not before its row would reach the label
+            batch.validate("batch to score", schema)  # an event that is not before its row would reach the label
             ids = batch.example_id.cpu()
             seen = known.known(ids.numpy())
             if seen.any() and not allow_leaky:

@@ -147,7 +147,8 @@ class HSTUTeacher(TrainableTeacher):
             micro_batch: candidates that are computed together, >= 1; it bounds memory and changes no logit.
 
         Raises:
-            DataError: if a row is not later than its history's newest event, or names no history.
+            DataError: if a row is not later than its history's newest event, or names no history, or breaks the
+                contract of a batch (a feature that is NaN, say).
             UsageError: if the weights have changed since, or ``micro_batch`` is below 1.
         """
         self._require_same_weights(encoded)
@@ -167,6 +168,7 @@ class HSTUTeacher(TrainableTeacher):
                 where="HSTUTeacher.score_candidates",
                 fix="give [N] int64 in [0, number of histories)",
             )
+        replace(rows, history=None).validate("candidates")
         require_later(rows.event_time, encoded.last_time()[owner], owner, "candidate", strictly=True)
         backend = self._backend(announce=True)
         with evaluation(self):

@@ -194,3 +194,16 @@ def test_a_batch_that_shows_a_row_the_future_is_not_scored(
     ):
         capture_after_training(fitted, [replace(batch, event_time=time)], store, view="v", facts={}, allow_leaky=True)
     assert store.versions() == ()
+
+
+def test_an_action_that_the_dataset_lacks_is_not_scored(
+    feed: ParquetSource, fitted: TeacherModule, tmp_path: Path
+) -> None:
+    batch, store = feed.batch(np.arange(2600, 2700), fitted.history), ParquetLogitStore(tmp_path)
+    assert batch.history is not None
+    action = batch.history.events["action"].clone()
+    action[3] = feed.schema.num_action_codes
+    history = replace(batch.history, events={**batch.history.events, "action": action})
+    with pytest.raises(DataError, match=r"action code outside \[0, \d+\) of .*\n  where: batch to score.history, event 3"):
+        capture_after_training(fitted, [replace(batch, history=history)], store, view="v", facts={}, source=feed)
+    assert store.versions() == ()

@@ -287,3 +287,16 @@ def test_a_span_as_long_as_the_history_changes_nothing_and_a_shorter_one_forgets
         events["item"][place] = (events["item"][place] + 7) % 50
         after = short.score(replace(batch, history=replace(batch.history, events=events))).logits["click"]
         assert (after != before).tolist() == moved, place
+
+
+def test_a_candidate_with_a_nan_is_refused(batch: Batch) -> None:
+    teacher = make_teacher(small_config())
+    assert batch.history is not None
+    encoded = teacher.encode(batch.history.events, batch.history.offsets)
+    late = batch.event_time + 10**9
+    numeric = torch.zeros_like(batch.numeric)
+    owner = batch.history.row_to_history
+    teacher.score_candidates(encoded, replace(batch, event_time=late, numeric=numeric), owner)
+    numeric[1, 0] = torch.nan
+    with pytest.raises(DataError, match="numeric feature is NaN or infinite\n  where: candidates, row 1"):
+        teacher.score_candidates(encoded, replace(batch, event_time=late, numeric=numeric), owner)
