@@ -98,7 +98,7 @@ def choose_backend(config: HSTUConfig, device: torch.device, dtype: torch.dtype)
     if dtype == torch.float32 and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if config.backend != "auto":
-        reasons = config_obstacles(config.backend, config) + tensor_obstacles(config.backend, config, device, dtype)
+        reasons = obstacles(config.backend, config, device, dtype)
         if not reasons:
             return config.backend
         raise UsageError(
@@ -108,7 +108,7 @@ def choose_backend(config: HSTUConfig, device: torch.device, dtype: torch.dtype)
         )
     best = "xformers" if config.attention == "softmax" else "triton"
     if device.type == "cuda":
-        reasons = config_obstacles(best, config) + tensor_obstacles(best, config, device, dtype)
+        reasons = obstacles(best, config, device, dtype)
         if not reasons:
             return best
         _pass_over(best, "; ".join(reasons))
@@ -135,6 +135,24 @@ def check_config(config: HSTUConfig) -> None:
     if reasons:
         fix = "set backend to 'auto' or 'chunked'"
         raise ConfigError([Problem("teacher.backend", f"{backend}: {reason} ({fix})") for reason in reasons])
+
+
+def obstacles(backend: str, config: HSTUConfig, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """What speaks against ``backend``; where nothing else does, whether its kernels run here at all."""
+    reasons = config_obstacles(backend, config) + tensor_obstacles(backend, config, device, dtype)
+    if backend == "xformers" and not reasons:
+        width = config.width // config.heads
+        failed = kernel_failure(dtype, width, config.attend_recent > 0, device)
+        if failed:
+            reasons.append(f"its kernels fail on {str(device)!r} in {dtype} with heads of width {width}: {failed}")
+    return reasons
+
+
+def kernel_failure(dtype: torch.dtype, width: int, span: bool, device: torch.device) -> str | None:
+    """What xformers' kernels say against such tensors, or None: an installed package may lack kernels that fit."""
+    from recdistill_hstu.xformers_backend import failure
+
+    return failure(dtype, width, span, device)
 
 
 def config_obstacles(backend: str, config: HSTUConfig) -> list[str]:

@@ -21,8 +21,12 @@ from recdistill_hstu.triton_plan import TritonPlan
 
 #: Queries of a query block, and events of a key block.
 BLOCK = 128
+#: Arguments of the kernels, where they have them, on which the fastest configuration depends.
+TUNED_BY = ("length", "H", "D", "RECENT", "OLDEST", "HAS_POSITION", "HAS_TIME", "GRAD_BIAS")
 #: Most elements of an inner block, tokens by width, that are tried; those of float32 count twice.
 INNER_ELEMENTS = 8192
+#: Kernels are tuned once for all batches whose longest history has at most this many events.
+SHORTEST_TUNED = 512
 #: In the interpreter: small, so that short histories have several blocks.
 INTERPRETED_BLOCK = 16
 
@@ -67,6 +71,15 @@ def block_sizes(width: int, dtype: torch.dtype) -> tuple[int, int]:
         return INTERPRETED_BLOCK, INTERPRETED_BLOCK
     shrink = 2 if dtype == torch.float32 else 1
     return (BLOCK if width <= 128 else BLOCK // 2) // shrink, (BLOCK if width <= 64 else BLOCK // 2) // shrink
+
+
+def length_class(longest: int) -> int:
+    """The least power of two, from :data:`SHORTEST_TUNED` on, that is not below ``longest``.
+
+    What is fastest for a few short histories is not what is for thousands of events, so each class is tuned by itself;
+    a run meets few of them.
+    """
+    return max(SHORTEST_TUNED, 1 << (longest - 1).bit_length())
 
 
 def precision(dtype: torch.dtype) -> str | None:
@@ -173,15 +186,20 @@ def _launch(
         shapes["enable_fp_fusion"] = True  # Triton 3.9 warns where it must guess
     absent = attention.edges  # a kernel is compiled without what it has no weights for, and never reads it
     bias = [absent if weight is None else weight for weight in weights]
+    length = length_class(attention.layout.longest)
     layout = (plan.order, plan.visible, plan.position, plan.moment, plan.event_time)
     device_of: Any = torch.cuda.device_of  # torch ships it without types
     with device_of(q):  # Triton launches on the current device
-        kernel(name)[(len(blocks), heads)](*tensors, blocks, *layout, *bias, attention.edges, **shapes, **flags)
+        kernel(name)[(len(blocks), heads)](*tensors, blocks, *layout, *bias, attention.edges, length, **shapes, **flags)
 
 
 @cache
 def kernel(name: str) -> Any:
-    """A kernel of :mod:`recdistill_hstu.triton_kernels`: tuned at its first call on a GPU, fixed in the interpreter."""
+    """A kernel of :mod:`recdistill_hstu.triton_kernels`: tuned on a GPU, fixed in the interpreter.
+
+    It is tuned at the first call with each combination of ``TUNED_BY`` and of dtypes. Code that was compiled for
+    another length is used again: it does not depend on it.
+    """
     import triton
 
     from recdistill_hstu import triton_kernels
@@ -198,10 +216,8 @@ def kernel(name: str) -> Any:
     ]
     # each trial adds to the gradient of the bias again
     sums = ["grad_position", "grad_time"] if name == "backward_query" else None
-    key = ["D", "RECENT", "OLDEST", "HAS_POSITION", "HAS_TIME"]
-    return triton.autotune(configs, key=key, reset_to_zero=sums, prune_configs_by={"early_config_prune": fitting})(
-        plain
-    )
+    prune = {"early_config_prune": fitting}
+    return triton.autotune(configs, key=list(TUNED_BY), reset_to_zero=sums, prune_configs_by=prune)(plain)
 
 
 def fitting(configs: list[Any], named: dict[str, Any], **given: Any) -> list[Any]:

@@ -32,6 +32,8 @@ _PER_OCTAVE = tl.constexpr(math.log(2) / LOG_STEP)
 _AT_ONE_SECOND = tl.constexpr(math.log(1000) / LOG_STEP)
 #: Beyond any error of the bucket's logarithm in float32, which is below 1e-4.
 _NEAR = tl.constexpr(1e-3)
+#: ``length`` is what a kernel is tuned by, and never read: other lengths need no other code.
+_KERNEL = triton.jit(do_not_specialize=["length"])
 
 
 @triton.jit
@@ -142,10 +144,9 @@ def _forward_keys(
     return acc
 
 
-@triton.jit
+@_KERNEL
 def forward(
-    q, k, v, out, blocks, order, visible, position, moment, event_time,
-    w_position, w_time, edges,
+    q, k, v, out, blocks, order, visible, position, moment, event_time, w_position, w_time, edges, length,
     H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -221,10 +222,10 @@ def _query_keys(
     return acc
 
 
-@triton.jit
+@_KERNEL
 def backward_query(
     q, k, v, grad_out, grad_q, grad_position, grad_time,
-    blocks, order, visible, position, moment, event_time, w_position, w_time, edges,
+    blocks, order, visible, position, moment, event_time, w_position, w_time, edges, length,
     H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr, GRAD_BIAS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -256,11 +257,10 @@ def backward_query(
     _store(grad_q, token, head, real, acc, H, D, BLOCK_D)
 
 
-@triton.jit
+@_KERNEL
 def backward_key(
-    q, k, v, grad_out, grad_k, grad_v,
-    blocks, order, visible, position, moment, event_time, w_position, w_time, edges,
-    H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
+    q, k, v, grad_out, grad_k, grad_v, blocks, order, visible, position, moment, event_time, w_position, w_time, edges,
+    length, H: tl.constexpr, D: tl.constexpr, RECENT: tl.constexpr, OLDEST: tl.constexpr, HAS_POSITION: tl.constexpr,
     HAS_TIME: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip

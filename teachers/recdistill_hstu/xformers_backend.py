@@ -5,8 +5,7 @@ Kernels run on CUDA only. Masks are plain Python and work, and are tested, anywh
 
 from __future__ import annotations
 
-import importlib
-import warnings
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,52 +15,19 @@ from torch import Tensor
 from recdistill_hstu.attention import Memo
 from recdistill_hstu.bias import Bias
 from recdistill_hstu.layout import Layout, Span
-from recdistill_hstu.merged import MergedAttention, Part, PartialKernels
+from recdistill_hstu.merged import MergedAttention, Pairs, PartialKernels
+from recdistill_hstu.xformers_kernels import XformersKernels, load, memory_efficient
+from recdistill_hstu.xformers_parts import RUN, span_parts, token_parts
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
 
-def load(module: str) -> Any:
-    """An xformers module. A build for another torch warns on import; that changes nothing here and is silenced."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module(module)
-
-
-def memory_efficient(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
-    """``[1, M, H, d]`` -> ``[1, M, H, d]`` by xformers' kernel, scaled by ``1 / sqrt(d)``."""
-    out: Tensor = load("xformers.ops").memory_efficient_attention(q, k, v, attn_bias=mask)
-    return out
-
-
-class FlashKernels:
-    """xformers' flash kernels, which hand out the log of the sums of exponentials for parts of the keys."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor]:
-        """See :class:`recdistill_hstu.merged.PartialKernels`."""
-        flash = load("xformers.ops.fmha.flash")
-        found: tuple[Tensor, Tensor] = load("xformers.ops.fmha").memory_efficient_attention_forward_requires_grad(
-            q, k, v, attn_bias=mask, op=flash.FwOp
-        )
-        return found
-
-    def backward(
-        self, grad: Tensor, out: Tensor, log_sum: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :class:`recdistill_hstu.merged.PartialKernels`."""
-        flash = load("xformers.ops.fmha.flash")
-        found: tuple[Tensor, Tensor, Tensor] = load("xformers.ops.fmha").memory_efficient_attention_backward(
-            grad, out, log_sum, q, k, v, attn_bias=mask, op=flash.BwOp
-        )
-        return found
-
-
 class XformersAttention:
-    """See :mod:`recdistill_hstu.attention`. Softmax without additive bias.
+    """See :mod:`recdistill_hstu.attention`. Softmax attention without additive bias.
 
-    Where all events are asked for, histories attend among themselves: under a block-diagonal causal mask, or, with a
-    span, in the parts of :func:`span_parts`. Every other token is a block of one query over a copy of the keys it sees,
-    a candidate's own key last; so memory grows with the sum of what the rows see.
+    Where all events are asked for, histories attend among themselves under a block-diagonal causal mask, or, with a
+    span, in the parts of :func:`~recdistill_hstu.xformers_parts.span_parts`. Every other token attends in those of
+    :func:`~recdistill_hstu.xformers_parts.token_parts`; a candidate's own key is merged with what these give.
 
     Args:
         layout: tokens asked for.
@@ -69,29 +35,28 @@ class XformersAttention:
         partial: computes parts of it; likewise.
 
     Attributes:
-        dense: number of leading tokens that are whole histories.
-        causal: mask of those, or None where there are none, or a span.
-        parts: of those under a span, else empty.
-        single: mask of the others, or None where there are none.
-        keys: ``[M]`` int64 tokens that are the others' keys, block after block.
+        dense: how many of the tokens, from the first on, attend under ``causal``.
+        causal: mask of whole histories, or None.
+        parts: of the other tokens, whose queries are counted from ``dense``.
+        own: those of them that are rows, and their keys, or None.
     """
 
     def __init__(
         self, layout: Layout, kernel: Kernel = memory_efficient, partial: PartialKernels | None = None
     ) -> None:
-        masks = load("xformers.ops.fmha.attn_bias")
-        self.layout, self.kernel, self.partial = layout, kernel, partial or FlashKernels()
+        self.layout, self.kernel, self.partial = layout, kernel, partial or XformersKernels()
         device = layout.history.device
-        self.dense = layout.num_events if layout.asked_events == layout.num_events else 0
-        lengths = [length for length in (layout.offsets[1:] - layout.offsets[:-1]).tolist() if length and self.dense]
-        self.causal, self.parts = None, []
+        whole = layout.num_events if layout.asked_events == layout.num_events else 0
+        lengths = [length for length in layout.offsets.diff().tolist() if length and whole]
+        self.dense, self.causal, self.parts = 0, None, []
         if lengths and layout.span.recent:
             self.parts = span_parts(lengths, layout.span, device)
         elif lengths:
-            self.causal = masks.BlockDiagonalCausalMask.from_seqlens(lengths, device=device)
-        self.keys, counts = _single_keys(layout, self.dense)
-        ones = [1] * len(counts)
-        self.single = masks.BlockDiagonalMask.from_seqlens(ones, counts.tolist(), device=device) if ones else None
+            masks = load("xformers.ops.fmha.attn_bias")
+            self.dense, self.causal = whole, masks.BlockDiagonalCausalMask.from_seqlens(lengths, device=device)
+        self.parts += token_parts(layout, whole, self.dense)
+        rows = torch.arange(layout.asked_events, layout.num_asked, device=device)
+        self.own = Pairs(rows - self.dense, layout.token[rows]) if len(rows) else None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias, memo: Memo | None = None) -> Tensor:
         """``[S, H, d]`` queries, ``[T, H, d]`` keys and values -> ``[S, H, d]``; ``bias`` must be empty."""
@@ -100,65 +65,46 @@ class XformersAttention:
         dense, found = self.dense, []
         if self.causal is not None:
             found.append(self.kernel(q[None, :dense], k[None, :dense], v[None, :dense], self.causal)[0])
-        if self.parts:
+        if len(q) > dense:
             merged: Any = MergedAttention.apply  # torch ships it without types
-            found.append(merged(q[:dense], k[:dense], v[:dense], self.parts, self.partial))
-        if self.single is not None:
-            found.append(self.kernel(q[None, dense:], k[self.keys][None], v[self.keys][None], self.single)[0])
+            found.append(merged(q[dense:], k, v, self.parts, self.own, self.partial))
         return torch.cat(found) if found else q.clone()
 
 
-def span_parts(lengths: list[int], span: Span, device: torch.device) -> list[Part]:
-    """Parts that hold each pair of an event and one that it attends to under ``span``, each once, for whole histories.
+def failure(dtype: torch.dtype, width: int, span: bool, device: torch.device) -> str | None:
+    """What the kernels say against heads of ``width`` in ``dtype`` on ``device``, with or without a span; else None.
 
-    With ``K1`` recent and ``K2`` oldest: a band of ``K1``, for every event; a triangle, in which event ``K1 + i`` sees
-    the oldest ``i + 1``; and a block, in which the events after that see the oldest ``K2``. Flash kernels take only
-    triangles with as many queries as keys, hence three parts and not two.
-
-    Args:
-        lengths: of the histories, each at least 1.
-        span: with ``recent``.
-        device: of the parts.
+    A wheel of xformers holds kernels for one version of torch and for some GPUs, and imports without them, too: so a
+    small batch is computed, forward and backward, once in a process.
     """
-    masks = load("xformers.ops.fmha.attn_bias")
-    everything = torch.arange(sum(lengths), device=device)
-    band = masks.BlockDiagonalCausalMask.from_seqlens(lengths, device=device).make_local_attention(span.recent)
-    parts = [Part(everything, everything, band)]
-    triangle: list[Tensor] = []
-    block: list[tuple[Tensor, Tensor]] = []
-    stop = 0
-    for length in lengths:
-        start, stop = stop, stop + length
-        history = everything[start:stop]
-        oldest = history[: min(span.oldest, max(len(history) - span.recent, 0))]
-        later = history[span.recent : span.recent + len(oldest)]
-        if len(oldest):
-            triangle.append(torch.stack([later, oldest]))
-        rest = history[span.recent + len(oldest) :]
-        if len(oldest) and len(rest):
-            block.append((rest, oldest))
-    if triangle:
-        query, key = torch.cat(triangle, 1)
-        mask = masks.BlockDiagonalCausalMask.from_seqlens([part.shape[1] for part in triangle], device=device)
-        parts.append(Part(query, key, mask))
-    if block:
-        queries, keys = zip(*block, strict=True)
-        sizes = [len(part) for part in queries], [len(part) for part in keys]
-        mask = masks.BlockDiagonalMask.from_seqlens(*sizes, device=device)
-        parts.append(Part(torch.cat(queries), torch.cat(keys), mask))
-    return parts
+    return _failure(dtype, width, span, device, torch.are_deterministic_algorithms_enabled())
 
 
-def _single_keys(layout: Layout, dense: int) -> tuple[Tensor, Tensor]:
-    """``(keys [M], count [S - dense])``: what each token from ``dense`` on attends to, a row's own key last."""
-    visible, own = layout.visible[dense:], torch.ones_like(layout.visible[dense:])
-    own[: layout.asked_events - dense] = 0
-    first = layout.span.first(visible)
-    oldest = first.clamp(max=layout.span.oldest)
-    count = oldest + visible - first + own
-    query = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
-    number = torch.arange(len(query), device=count.device) - (count.cumsum(0) - count)[query]
-    skipped = torch.where(number < oldest[query], 0, (first - oldest)[query])
-    begin = layout.offsets[layout.history[dense:]]
-    event = begin[query] + number + skipped
-    return torch.where(number < (count - own)[query], event, layout.token[dense:][query]), count
+@functools.cache
+def _failure(dtype: torch.dtype, width: int, span: bool, device: torch.device, deterministic: bool) -> str | None:
+    """``deterministic``: part of the key, as some kernels refuse to be run so."""
+    try:
+        # the first call may come from a loop that scores, or in the middle of a step
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            _try(dtype, width, span, device)
+    except Exception as error:  # whatever a package that does not fit this machine may raise
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return None
+
+
+def _try(dtype: torch.dtype, width: int, span: bool, device: torch.device) -> None:
+    """Attend in every kind of part that there is; raises what the kernels raise."""
+    offsets = torch.tensor([0, 4, 4 + 2 * RUN], device=device)
+    owner, end = torch.tensor([0, 1, 1], device=device), torch.tensor([0, RUN, 2 * RUN], device=device)
+    times = torch.zeros(int(offsets[-1]) + 3, dtype=torch.long, device=device)
+    layout = Layout.build(offsets, times[3:], owner, end, times[:3], Span(4, 2) if span else Span())
+    some = torch.arange(RUN, layout.num_asked, device=device)
+    for asked in (layout, layout.asking(some)):
+        q, k, v = (
+            torch.full((tokens, 2, width), 0.1, dtype=dtype, device=device, requires_grad=True)
+            for tokens in (asked.num_asked, layout.num_asked, layout.num_asked)
+        )
+        out = XformersAttention(asked)(q, k, v, Bias())
+        grads = torch.autograd.grad(out.float().sum(), (q, k, v))
+        if not all(bool(x.isfinite().all()) for x in (out, *grads)):
+            raise RuntimeError("attention to finite tokens is not finite")

@@ -1,4 +1,4 @@
-"""Which backend computes the attention, what is said where it cannot, and the masks that xformers is given."""
+"""Which backend computes the attention, and what is said where it cannot."""
 
 from __future__ import annotations
 
@@ -7,109 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from hstu_attention_cases import layouts
 from hstu_cases import make_batch, make_teacher, small_config
-from hstu_xformers_kernels import DensePartial, dense_kernel
-from hypothesis import given, settings
-from torch import Tensor
 
 from recdistill_core.errors import ConfigError, UsageError
 from recdistill_hstu import attention
 from recdistill_hstu import teacher as teacher_module
 from recdistill_hstu.attention import choose_backend, installed, prepare
 from recdistill_hstu.bias import Bias
-from recdistill_hstu.layout import Layout, Span
-from recdistill_hstu.merged import Part
-from recdistill_hstu.xformers_backend import XformersAttention
+from recdistill_hstu.layout import Layout
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PLAIN = {"attention": "softmax", "position_bias": False, "time_bias": False}
-needs_xformers = pytest.mark.skipif(not installed("xformers"), reason="xformers is not installed")
 
 
-@needs_xformers
-@pytest.mark.parametrize("lengths", [[5, 0, 1, 12], [0, 0], []])
-@pytest.mark.parametrize("final", [False, True])
-@pytest.mark.parametrize("span", [Span(), Span(1), Span(3), Span(3, 2), Span(2, 5), Span(4, 30), Span(30, 1)])
-def test_xformers_masks_describe_the_reference(lengths: list[int], final: bool, span: Span) -> None:
-    rows = [(history, end) for history, length in enumerate(lengths) for end in {0, length // 2, length}]
-    layout = Layout.of(make_batch(lengths, rows), span)
-    layout = layout.final()[0] if final else layout
-    torch.manual_seed(0)
-    tokens = layout.num_events + layout.num_rows
-    q = torch.randn(layout.num_asked, 2, 8, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(tokens, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    found = XformersAttention(layout, dense_kernel, DensePartial())(q, k, v, Bias())
-    expected = prepare("reference", layout, small_config(**PLAIN))(q, k, v, Bias())
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    grads = [torch.autograd.grad(out.square().sum(), (q, k, v), materialize_grads=True) for out in (found, expected)]
-    torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-10)
-
-
-@needs_xformers
-def test_xformers_uses_its_block_diagonal_masks() -> None:
-    attend = prepare("xformers", Layout.of(make_batch([3, 2], [(0, 3), (1, 0)])), small_config(**PLAIN))
-    assert isinstance(attend, XformersAttention)
-    assert type(attend.causal).__name__ == "BlockDiagonalCausalMask"
-    assert type(attend.single).__name__ == "BlockDiagonalMask"
-    assert attend.keys.tolist() == [0, 1, 2, 5, 6]
-
-
-def pairs_of_masks(attend: XformersAttention) -> Tensor:
-    """``[S, T]`` how often xformers' masks let each token asked for see each token."""
-    layout = attend.layout
-    events = torch.arange(layout.num_events)
-    parts = list(attend.parts)
-    if attend.causal is not None:
-        parts.append(Part(events, events, attend.causal))
-    if attend.single is not None:
-        parts.append(Part(torch.arange(attend.dense, layout.num_asked), attend.keys, attend.single))
-    count = torch.zeros(layout.num_asked, layout.num_events + layout.num_rows)
-    for part in parts:
-        allowed = part.mask.materialize((len(part.query), len(part.key))).exp()
-        for query, row in zip(part.query.tolist(), allowed, strict=True):
-            count[query].index_add_(0, part.key, row)
-    return count
-
-
-def pairs_of_layout(layout: Layout) -> Tensor:
-    """``[S, T]`` 1 where a token asked for sees a token, by the layout that all backends read."""
-    count = torch.zeros(layout.num_asked, layout.num_events + layout.num_rows)
-    for asked in range(layout.num_asked):
-        begin, place = int(layout.offsets[layout.history[asked]]), torch.arange(layout.longest)
-        count[asked, begin + place[layout.span.has(place, layout.visible[asked])]] = 1
-    for row in range(layout.asked_events, layout.num_asked):
-        count[row, layout.token[row]] = 1
-    return count
-
-
-@needs_xformers
-@settings(max_examples=40, deadline=None)
-@given(layout=layouts())
-def test_xformers_masks_hold_each_pair_that_a_layout_has_once(layout: Layout) -> None:
-    assert torch.equal(pairs_of_masks(XformersAttention(layout)), pairs_of_layout(layout))
-
-
-@needs_xformers
-def test_xformers_uses_its_local_masks_under_a_span() -> None:
-    layout = Layout.of(make_batch([9, 2, 4], [(0, 9)]), Span(recent=3, oldest=2))
-    attend = prepare("xformers", layout, small_config(**PLAIN))
-    assert isinstance(attend, XformersAttention)
-    assert attend.causal is None
-    names = [type(part.mask).__name__ for part in attend.parts]
-    assert names == ["BlockDiagonalCausalLocalAttentionMask", "BlockDiagonalCausalMask", "BlockDiagonalMask"]
-    band, triangle, block = attend.parts
-    assert band.query.tolist() == list(range(15))
-    assert (triangle.query.tolist(), triangle.key.tolist()) == ([3, 4, 14], [0, 1, 11])
-    assert (block.query.tolist(), block.key.tolist()) == ([5, 6, 7, 8], [0, 1])
-    assert attend.keys.tolist() == [0, 1, 6, 7, 8, 15]
-
-
-@needs_xformers
-def test_xformers_refuses_a_bias() -> None:
-    attend = XformersAttention(Layout.of(make_batch([3], [(0, 3)])), dense_kernel)
-    with pytest.raises(ValueError, match="xformers attention has no additive bias"):
-        attend(*(torch.zeros(4, 2, 8) for _ in range(3)), Bias(position=torch.zeros(9)))
+def everything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages are installed, and their kernels run."""
+    monkeypatch.setattr(attention, "installed", lambda package: True)
+    monkeypatch.setattr(attention, "kernel_failure", lambda *tensors: None)
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked", "sdpa", "triton"])
@@ -155,7 +69,7 @@ def test_position_weights_that_are_too_few_are_refused(backend: str) -> None:
 def test_choice_of_backend(
     changes: dict[str, Any], device: torch.device, dtype: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "installed", lambda package: True)
+    everything_is_there(monkeypatch)
     assert choose_backend(small_config(**changes), device, dtype) == expected
 
 
@@ -177,8 +91,38 @@ def test_auto_works_where_packages_are_absent(
     attention._pass_over.cache_clear()
 
 
-def test_autocast_decides_by_the_dtype_of_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_passes_over_kernels_that_fail(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    tried = []
+
+    def fails(dtype: torch.dtype, width: int, span: bool, device: torch.device) -> str:
+        tried.append((dtype, width, span, device))
+        return "NotImplementedError: no operator"
+
+    attention._pass_over.cache_clear()
     monkeypatch.setattr(attention, "installed", lambda package: True)
+    monkeypatch.setattr(attention, "kernel_failure", fails)
+    with caplog.at_level(logging.INFO, logger="recdistill_hstu"):
+        assert choose_backend(small_config(**PLAIN), CUDA, torch.float32) == "sdpa"
+        assert choose_backend(small_config(**PLAIN, attend_recent=8), CUDA, torch.bfloat16) == "chunked"
+        assert choose_backend(small_config(**PLAIN), CPU, torch.float32) == "sdpa"
+        assert choose_backend(small_config(**PLAIN, width=8), CUDA, torch.float32) == "sdpa"
+    assert tried == [(torch.float32, 8, False, CUDA), (torch.bfloat16, 8, True, CUDA)]
+    assert [record.getMessage() for record in caplog.records] == [
+        "hstu does not use the xformers backend: its kernels fail on 'cuda' in torch.float32 with heads of width 8: "
+        "NotImplementedError: no operator",
+        "hstu does not use the xformers backend: its kernels fail on 'cuda' in torch.bfloat16 with heads of width 8: "
+        "NotImplementedError: no operator",
+        "hstu does not use the xformers backend: it needs heads whose width is a multiple of 8, and width / heads is 4",
+    ]
+    with pytest.raises(
+        UsageError, match=r"its kernels fail on 'cuda' in torch\.float32 with heads of width 8: NotImpl"
+    ):
+        choose_backend(small_config(**PLAIN, backend="xformers"), CUDA, torch.float32)
+    attention._pass_over.cache_clear()
+
+
+def test_autocast_decides_by_the_dtype_of_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything_is_there(monkeypatch)
     config = small_config(**PLAIN, attend_recent=8)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)

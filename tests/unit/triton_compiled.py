@@ -22,6 +22,7 @@ TYPES |= {
     "position": "*i32",
     "moment": "*i64",
     "event_time": "*i64",
+    "length": "i32",
 }
 
 
@@ -44,7 +45,7 @@ def compiled(name: str, capability: int, width: int) -> tuple[int, int]:
     attributes = {
         (place,): [["tt.divisibility", 16]]
         for place, argument in enumerate(tuned.arg_names)
-        if argument not in constants
+        if argument not in constants and argument != "length"
     }
     known = {argument: constants[argument] for argument in tuned.arg_names if argument in constants}
     source = ASTSource(tuned.fn, signature, known, attributes)
