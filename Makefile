@@ -7,6 +7,10 @@ WORKERS ?= 2
 # of bench-eta, each with benchmarks/eta/tables-NAME.yaml
 ETA = new-student new-student-click same-data same-data-click simulator simulator-same-data biased biased-same-data \
   movielens movielens-same-data
+# the public HSTU kernel that bench-teacher compares with on a GPU: a checkout, fetched where there is none
+KERNEL = https://github.com/meta-recsys/generative-recommenders
+CHECKOUT = build/generative-recommenders
+RIVAL ?= $(CHECKOUT)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
@@ -23,7 +27,7 @@ help:
 	@echo 'make bench-eta  ways to transfer, sizes, capture and choices on real and simulated logs: half a day on 2 cores'
 	@echo 'make versions  what is installed in $(VENV)'
 	@echo 'make clean     remove $(VENV), caches and build outputs; runs/ stays'
-	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)  WORKERS=$(WORKERS) (of make test)'
+	@echo 'Variables: PYTHON=$(PYTHON) (3.11 or newer)  VENV=$(VENV)  WORKERS=$(WORKERS) (of make test)  RIVAL=$(RIVAL) (a checkout)'
 
 demo: $(VENV)/.run
 	$(BIN)/recdistill demo
@@ -53,8 +57,16 @@ bench-store: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench_backfill.py
 
 bench-teacher: $(VENV)/.bench
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+	  && [ '$(RIVAL)' = $(CHECKOUT) ] && [ ! -d $(CHECKOUT) ]; then \
+	  GIT_TERMINAL_PROMPT=0 git clone --depth 1 $(KERNEL) $(CHECKOUT) \
+	    || echo 'the public HSTU kernel is left out: $(KERNEL) could not be cloned'; \
+	fi
 	$(BIN)/python benchmarks/bench_teacher.py
 	$(BIN)/python benchmarks/bench_attention.py
+	$(BIN)/python benchmarks/bench_attention_gpu.py --rival '$(RIVAL)'
+	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/bench_plan.py --gpu
 	$(BIN)/python benchmarks/bench_means.py
 	$(BIN)/python benchmarks/bench_scoring.py
 

@@ -1,6 +1,8 @@
-"""HSTU teacher: one encoding per user against one per impression; chunked against reference attention; memory.
+"""HSTU teacher on a CPU: one encoding per user against one per impression; chunked against reference attention; memory.
 
 python benchmarks/bench_teacher.py [--json]
+
+A step at 20,000 events on a GPU is measured by bench_step.py.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import json
 
 import torch
-from reporting import arguments, in_fresh_process, peak_megabytes, seconds, show
+from reporting import GIVE_BACK, arguments, in_fresh_process, peak_megabytes, seconds, show
 
 from recdistill_core.batch import Batch, History
 from recdistill_core.schema import Categorical, EventField, Schema
@@ -111,7 +113,7 @@ def main() -> None:
     if given.child:
         print(json.dumps(memory(int(given.child[0]))))
         return
-    peaks = [in_fresh_process(__file__, length) for length in (2048, 4096, 8192)]
+    peaks = [in_fresh_process(__file__, length, environment=GIVE_BACK) for length in (2048, 4096, 8192)]
     for row in peaks:
         row["MB per 1,000 events"] = row["peak, MB"] / row["events"] * 1000
     show(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.metadata
 import json
 import os
@@ -21,10 +22,14 @@ LIBRARIES = ("recdistill", "torch", "numpy", "pyarrow", "duckdb")
 
 def machine(libraries: Sequence[str] = LIBRARIES) -> dict[str, Any]:
     """Versions, device and threads of this process."""
+    graphics = {}
+    if torch.cuda.is_available():
+        graphics = {"GPU": torch.cuda.get_device_name(), "CUDA": torch.version.cuda or torch.version.hip}
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in libraries},
         "device": f"CPU, {platform.machine()}",
+        **graphics,
         "cores": os.cpu_count(),
         "load average": round(os.getloadavg()[0], 1),
         "torch threads": torch.get_num_threads(),
@@ -56,6 +61,55 @@ def peak_megabytes(work: Callable[[], Any]) -> float:
     return (_status("VmHWM") - before) / 1024
 
 
+def peak_bytes(work: Callable[[], Any], device: str) -> float:
+    """Most bytes that ``work`` takes at a time besides what is there before.
+
+    On CUDA those of tensors, as torch's allocator counts them; on a CPU the process's, see :func:`peak_megabytes`.
+    """
+    if device == "cpu":
+        return 1024**2 * peak_megabytes(work)
+    gc.collect()
+    torch.cuda.empty_cache()  # else the peak of what is reserved would be that of earlier work
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def device_seconds(work: Callable[[], Any], device: str, calls: int = 20) -> float:
+    """Median time of ``calls`` calls, after three that are not timed: kernels are tuned in them."""
+    for _ in range(3):
+        work()
+    event: Any = torch.cuda.Event  # torch ships it without types
+    found = []
+    for _ in range(calls):
+        if device == "cpu":
+            begin = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - begin)
+            continue
+        start, stop = (event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        stop.record()
+        torch.cuda.synchronize()
+        found.append(start.elapsed_time(stop) / 1000)
+    return sorted(found)[len(found) // 2]
+
+
+def matrix_peak(device: str, size: int = 8192) -> float:
+    """TFLOP/s of a large bfloat16 product, the most that a model can hope for."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / device_seconds(lambda: a @ b, device, calls=50) / 1e12
+
+
+def peak_of(answer: Mapping[str, Any]) -> str:
+    """What a title says of the process that measured the matrix peak."""
+    found = answer.get("peak")
+    return f"matrix peak {found:.0f} TFLOP/s" if found else f"matrix peak not measured: {answer.get('failed')}"
+
+
 def _status(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
@@ -75,8 +129,34 @@ def in_fresh_process(script: str, *arguments: object, environment: Mapping[str, 
     variables = {**os.environ, **(environment or {})}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+        raise SystemExit(f"exit status {done.returncode} of {' '.join(command)}\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def attempt(script: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Any:
+    """As :func:`in_fresh_process`; a process that fails gives ``{"failed": why}``, so that the other rows go on."""
+    try:
+        return in_fresh_process(script, *arguments, environment=environment)
+    except SystemExit as error:
+        return {"failed": _short([line for line in str(error).splitlines() if line.strip()][-1])}
+
+
+def why(error: Exception) -> str:
+    """What a cell of a table says of a measurement that failed."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    lines = str(error).split("\n")
+    return _short(": ".join([type(error).__name__, *(line.strip() for line in lines if line.strip())][:2]))
+
+
+def _short(text: str, most: int = 100) -> str:
+    text = text.replace("|", "/")  # which would end the cell
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def without_gpu(what: str, as_json: bool) -> None:
+    """Say in one line that a part was not run."""
+    print(f"\n{what} was not run: no CUDA device here.", file=sys.stderr if as_json else sys.stdout)
 
 
 def parser(summary: str) -> argparse.ArgumentParser:

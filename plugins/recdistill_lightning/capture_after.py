@@ -52,7 +52,7 @@ def capture_after_training(
         allow_leaky: see above. resume: as in :class:`LogitCapture`.
 
     Raises:
-        DataError: for a batch that breaks the contract: a NaN, an action that the dataset lacks, an event of the future.
+        DataError: for a batch that breaks the contract: a NaN, an action that the dataset lacks, a future event.
         LeakError: for an example whose label has reached the teacher, without ``allow_leaky``; nothing is written.
         UsageError: without ``source``, for a teacher that reads histories; if the version's labels are revoked.
     """

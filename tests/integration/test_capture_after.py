@@ -204,6 +204,7 @@ def test_an_action_that_the_dataset_lacks_is_not_scored(
     action = batch.history.events["action"].clone()
     action[3] = feed.schema.num_action_codes
     history = replace(batch.history, events={**batch.history.events, "action": action})
-    with pytest.raises(DataError, match=r"action code outside \[0, \d+\) of .*\n  where: batch to score.history, event 3"):
+    message = r"action code outside \[0, \d+\) of .*\n  where: batch to score.history, event 3"
+    with pytest.raises(DataError, match=message):
         capture_after_training(fitted, [replace(batch, history=history)], store, view="v", facts={}, source=feed)
     assert store.versions() == ()
