@@ -7,11 +7,14 @@ moves on.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from recdistill_hstu.attention import Attend, prepare
 from recdistill_hstu.config import HSTUConfig
@@ -20,6 +23,8 @@ from recdistill_hstu.layout import Layout, Span, ranges
 
 #: Entries of each weight that :func:`weights_of` looks at.
 FIRST = 16
+#: Attribute of a weight that :func:`weights_of` has seen: the optimiser's steps since then.
+STEPS = "_hstu_steps"
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,28 @@ class EncodedHistories:
 def weights_of(module: nn.Module) -> tuple[int, ...]:
     """Changes whenever a weight of ``module`` is written to or replaced.
 
-    A fused optimiser writes without counting up the versions of weights, and each of its steps moves them all a little:
-    hence the first entries of each, too.
+    A fused optimiser writes without counting up the versions of weights, hence the steps, and what is written through
+    ``.data``, such as a running average, counts nothing up: hence the first entries of each, too.
     """
+    _count_steps()
     weights = list(module.parameters())
+    for weight in weights:
+        weight.__dict__.setdefault(STEPS, 0)
     first = torch.cat([weight.detach().flatten()[:FIRST].double() for weight in weights]).cpu().numpy().tobytes()
-    return (hash(first), *(number for weight in weights for number in (weight.data_ptr(), weight._version)))
+    counted = ((weight.data_ptr(), weight._version, weight.__dict__[STEPS]) for weight in weights)
+    return (hash(first), *(number for numbers in counted for number in numbers))
+
+
+@functools.cache
+def _count_steps() -> None:
+    """From here on every optimiser's step is counted for those of its weights that :func:`weights_of` has seen."""
+
+    def count(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+            if STEPS in weight.__dict__:
+                weight.__dict__[STEPS] += 1
+
+    register_optimizer_step_post_hook(count)
 
 
 class Merge:

@@ -68,11 +68,20 @@ def inputs(
     }
 
 
-def outcome(attend: Attend, given: dict[str, Tensor | None], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """The output and the gradient of every input for one fixed direction, computed in ``dtype``; weights stay wide."""
+def outcome(
+    attend: Attend,
+    given: dict[str, Tensor | None],
+    dtype: torch.dtype = torch.float64,
+    some: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The output and the gradient of every input for one fixed direction, computed in ``dtype``; weights stay wide.
+
+    ``some``: tokens ``[M]`` whose output is looked at; ``attend`` gives those alone, or all.
+    """
     kinds = {name: dtype if name in "qkv" else torch.promote_types(dtype, torch.float32) for name in given}
     known = {name: x.to(kinds[name]).requires_grad_() for name, x in given.items() if x is not None}
     out = attend(known["q"], known["k"], known["v"], Bias(known.get("position"), known.get("time")))
+    out = out if some is None or len(out) == len(some) else out[some]
     direction = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape).to(out.dtype)
     grads = torch.autograd.grad((out * direction).sum(), list(known.values()), materialize_grads=True)
     return {"out": out.detach(), **dict(zip(known, grads, strict=True))}

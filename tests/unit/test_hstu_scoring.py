@@ -152,6 +152,19 @@ def refusals() -> dict[str, tuple[Any, type[RecdistillError], str]]:
         optimizer.step()
         teacher.score_candidates(encoded, batch, torch.tensor([0, 1]))
 
+    def table(teacher: HSTUTeacher, encoded: Any, batch: Batch) -> None:
+        for weight in teacher.parameters():
+            weight.requires_grad_(weight is teacher.tokens.table.weight)
+        optimizer = torch.optim.AdamW(teacher.parameters(), lr=1e-3, weight_decay=0, fused=True)
+        teacher.tokens.table.weight.grad = torch.zeros_like(teacher.tokens.table.weight)
+        teacher.tokens.table.weight.grad[-1] = 1.0  # moves the last row alone
+        optimizer.step()
+        teacher.score_candidates(encoded, batch, torch.tensor([0, 1]))
+
+    def average(teacher: HSTUTeacher, encoded: Any, batch: Batch) -> None:
+        teacher.layers[0].output.weight.data.mul_(0.5)
+        teacher.score_candidates(encoded, batch, torch.tensor([0, 1]))
+
     def offsets(teacher: HSTUTeacher, encoded: Any, batch: Batch) -> None:
         teacher.extend(encoded, {name: column[:0] for name, column in encoded.events.items()}, torch.zeros(2).long())
 
@@ -172,6 +185,8 @@ def refusals() -> dict[str, tuple[Any, type[RecdistillError], str]]:
         "micro": (micro, UsageError, r"micro_batch must be at least 1, got 0"),
         "weights": (weights, UsageError, r"the teacher's weights have changed since the histories were encoded"),
         "step": (step, UsageError, r"the teacher's weights have changed since the histories were encoded"),
+        "table": (table, UsageError, r"the teacher's weights have changed since the histories were encoded"),
+        "average": (average, UsageError, r"the teacher's weights have changed since the histories were encoded"),
         "offsets": (offsets, DataError, r"there are new events of 1 histories, and 2 are encoded"),
         "older": (older, DataError, r"event 0 has time \d+, and the event before it \d+\n  where: history 0"),
         "unsorted": (unsorted, DataError, r"event 1 has time \d+, and the event before it \d+\n  where: history 0"),
@@ -230,3 +245,14 @@ def test_what_is_refused(case: str) -> None:
         act(teacher, encoded, batch)
     assert re.match(message, str(caught.value)), str(caught.value)
     assert "to do:" in str(caught.value)
+
+
+def test_a_step_of_another_model_leaves_encoded_histories_valid() -> None:
+    teacher, other = make_teacher(small_config()), torch.nn.Linear(2, 1)
+    batch = at_the_end(make_batch([9, 4], [(0, 0), (1, 0)]))
+    assert batch.history is not None
+    encoded = teacher.encode(batch.history.events, batch.history.offsets)
+    before = teacher.score_candidates(encoded, batch, torch.tensor([0, 1])).logits["click"]
+    other(torch.ones(1, 2)).sum().backward()
+    torch.optim.AdamW(other.parameters(), fused=True).step()
+    assert torch.equal(teacher.score_candidates(encoded, batch, torch.tensor([0, 1])).logits["click"], before)
