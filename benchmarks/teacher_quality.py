@@ -68,8 +68,18 @@ KUAIRAND: dict[str, tuple[str, ...]] = {
     "4 layers": ("teacher.layers=4",),
     "width 128, 4 layers": ("teacher.width=128", "teacher.layers=4"),
     "bf16 autocast": ("trainer.precision=bf16-mixed",),
-    "hf, llama": ("teacher.name=hf", "teacher.architecture=llama", "teacher.backend=chunked"),
-    "hf, qwen3": ("teacher.name=hf", "teacher.architecture=qwen3", "teacher.backend=chunked"),
+    "hf, llama": (
+        "teacher.name=hf",
+        "teacher.checkpointing=false",
+        "teacher.architecture=llama",
+        "teacher.backend=chunked",
+    ),
+    "hf, qwen3": (
+        "teacher.name=hf",
+        "teacher.checkpointing=false",
+        "teacher.architecture=qwen3",
+        "teacher.backend=chunked",
+    ),
 }
 LONG: dict[str, tuple[str, ...]] = {
     BASE: (),
