@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from pipeline_cases import STUDENT, data_module, fit, teacher_module
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from recdistill_core import BuildContext, Objective, TeacherSignal, installed, make
@@ -100,7 +101,7 @@ def teacher(source: SampleSource, **settings: Any) -> TeacherModule:
 
 
 def train(source: SampleSource, out: Path, strategy: Any, *callbacks: L.Callback, **settings: Any) -> TeacherModule:
-    """Two passes with a capture, validated at their end; leaves weights, labels, losses and metrics in ``out``."""
+    """Two passes with a capture, validated at their end; leaves weights, labels and what it found in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     module = teacher(source)
     module.measures = torch.nn.ModuleDict({name: make(installed(), "metric", name) for name in ("ne", "gauc")})
@@ -114,6 +115,7 @@ def train(source: SampleSource, out: Path, strategy: Any, *callbacks: L.Callback
         trained=module.trained.ids().tolist(),
         steps=trainer.global_step,
         committed=capture.committed and [capture.committed.version, capture.committed.count],
+        sharded=[name for name, part in module.named_modules() if isinstance(part, FSDPModule)],
         metrics={name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")},
     )
     return module

@@ -15,11 +15,16 @@ import numpy as np
 import pytest
 import rank_worker as worker
 import torch
-from pipeline_cases import fit
+from pipeline_cases import TEACHER, fit
 from safetensors.torch import load_file
 from test_capture import captured
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 
+from recdistill_core import BuildContext, installed, make
 from recdistill_core.interfaces import CaptureMode
+from recdistill_lightning.sharding import shard
 from recdistill_lightning.shares import cuts
 from recdistill_parquet.dataset import ParquetSource
 from recdistill_parquet.labels import ParquetLogitStore
@@ -151,6 +156,31 @@ def test_two_processes_make_the_updates_and_labels_of_one(strategy: str, alone: 
         found = told(pair / strategy, rank)
         assert found["committed"] == one["committed"] == [one["committed"][0], worker.ROWS]
         assert found["trained"] == one["trained"]
+
+
+def test_each_layer_is_gathered_by_itself(pair: Path) -> None:
+    for rank in (0, 1):
+        assert told(pair / "fsdp2", rank)["sharded"] == ["", "teacher.layers.0", "teacher.layers.1"]
+        assert told(pair / "ddp", rank)["sharded"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "further"),
+    [("hstu", "layers", []), ("hf", "decoder.layers", ["head.cross.0"])],
+    ids=["hstu", "hf"],
+)
+def test_blocks_of_a_teacher_are_its_layers(name: str, layers: str, further: list[str], feed: ParquetSource) -> None:
+    """Without blocks all weights would be gathered at once: results stay right, and the memory is that of the whole."""
+    settings = {**TEACHER, "name": name, "layers": 3}
+    teacher = make(installed(), "teacher", settings, BuildContext(feed.schema, ("click",)))
+    expected = [*(f"{layers}.{number}" for number in range(3)), *further]
+    assert list(teacher.blocks()) == [teacher.get_submodule(part) for part in expected]
+    batch = feed.batch(np.arange(200), teacher.history)
+    before = teacher.score(batch).logits["click"]
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    shard(teacher, init_device_mesh("cpu", (1,)))
+    assert [part for part, module in teacher.named_modules() if isinstance(module, FSDPModule)] == ["", *expected]
+    torch.testing.assert_close(teacher.score(batch).logits["click"], before)
 
 
 def test_some_share_was_empty(feed: ParquetSource) -> None:

@@ -82,7 +82,11 @@ def test_presets_hold_the_published_settings(name: str, layers: int, heads: int)
         0.0,
     )
     assert (config.negatives, config.negatives_per, config.temperature, config.normalise) == (128, "target", 0.05, True)
+    # the official code draws evenly, for which a correction by log Q cancels; it has none
+    assert (config.negatives_from, config.log_q, config.warmup_steps) == ("uniform", True, 0)
     assert (config.architecture, config.holdout, config.filter_seen) == (name.partition("-")[0], 1, "window")
+    # of every user the newest events alone are a sequence, and items alone are predicted
+    assert (config.windows, config.field_weight) == ("newest", 0.0)
     assert job.cutoff is None
 
 
