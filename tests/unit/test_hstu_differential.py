@@ -36,7 +36,7 @@ def maker(backend: str, attention: str, layout: Layout, *, heads: int, budget: i
     layout=layouts(),
     dtype=some_of(list(TOLERANCE)),
     heads=some_of([1, 2]),
-    width=some_of([16, 24, 64, 256]),
+    width=st.integers(2, 32).map(lambda eighth: 8 * eighth),  # xformers takes multiples of 8
     position=st.booleans(),
     time=st.booleans(),
     budget=some_of([1, 100, 1 << 20]),
@@ -94,24 +94,42 @@ def test_rows_far_apart_in_a_long_history(backend: str, attention: str, span: Sp
     assert_equals_reference(make, layout, known, softmax=attention == "softmax", dtype=torch.float64, tolerance=1e-11)
 
 
+def rounding(backend: str, dtype: torch.dtype) -> float:
+    """How large a share of sums over 20,000 events may be lost to rounding.
+
+    In float32 each term may be off by 2 ** -24 of itself, in either direction: a sum of 20,000 is off by about the root
+    of 20,000 times that. In bfloat16 inputs are rounded alike on both sides and sums are float32, so two roundings of
+    at most 2 ** -9 remain: of a weight before it meets a value, and of the result. sdpa rounds each bias too, by at
+    most 2 ** -6 where it is below 8, and with it the weight; and torch's kernel for plain histories adds up gradients
+    in bfloat16, over 40 blocks of keys: the root of 40 times 2 ** -9.
+    """
+    if dtype == torch.float32:
+        return 20_000**0.5 * 2.0**-24
+    return 2.0**-6 if backend == "sdpa" else 2.0**-8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("span", [Span(), Span(recent=1000, oldest=200)])
 @pytest.mark.parametrize(("backend", "attention"), CASES[:3])
 def test_a_history_of_20_000_events(backend: str, attention: str, span: Span, dtype: torch.dtype) -> None:
-    """All tokens are computed, and output and gradients of some of them compared; the others' directions are 0."""
+    """All tokens are computed, and output and gradients of some of them compared; the others' directions are 0.
+
+    Those that see little are not among them, for their softmax gradients are thousands of times the others'.
+    """
     length = 20_000
     layout = Layout.of(make_batch([length], [(0, length), (0, length // 2), (0, 0)]), span)
-    known = inputs(layout, heads=1, width=64, position=True, time=True)
+    biased = backend != "sdpa" or span.recent > 0  # sdpa has a kernel of its own for plain histories
+    known = inputs(layout, heads=1, width=64, position=biased, time=biased)
     rounded = {name: x if x is None or name not in "qkv" else x.to(dtype).double() for name, x in known.items()}
-    some = torch.cat([torch.arange(0, length, 1999), torch.arange(length, length + 3)])
+    some = torch.cat([torch.arange(1999, length, 1999), torch.arange(length, length + 2)])
     make = maker(backend, attention, layout, heads=1, budget=small_config().score_budget)
     found = outcome(make(), rounded, dtype, some)
     few = prepare("reference", asked_only(layout, some), small_config(attention=attention, heads=1))
     expected = outcome(lambda q, *others: few(q[some], *others), rounded, some=some)
     for name, value in expected.items():
-        scale = max(float(value.abs().max()), 0.5)
-        tolerance = TOLERANCE[dtype] * scale
-        torch.testing.assert_close(
-            found[name].double(), value, rtol=0, atol=tolerance, msg=lambda text, n=name: n + text
-        )
+        error, size = ((x.flatten(1) if x.dim() > 1 else x[:, None]).norm(dim=1) for x in (found[name] - value, value))
+        tolerance = rounding(backend, dtype)
+        assert float(error.norm()) <= tolerance * float(size.norm()), name
+        # a few keys have most of a gradient's length; what the others get must be right as well
+        assert float((error / size)[size > 0].median()) <= tolerance, name

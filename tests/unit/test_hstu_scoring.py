@@ -162,7 +162,7 @@ def refusals() -> dict[str, tuple[Any, type[RecdistillError], str]]:
         teacher.score_candidates(encoded, batch, torch.tensor([0, 1]))
 
     def average(teacher: HSTUTeacher, encoded: Any, batch: Batch) -> None:
-        teacher.layers[0].output.weight.data.mul_(0.5)
+        teacher.layers[0].output.weight.data[1:].mul_(0.5)  # the first entries stay as they are
         teacher.score_candidates(encoded, batch, torch.tensor([0, 1]))
 
     def offsets(teacher: HSTUTeacher, encoded: Any, batch: Batch) -> None:
