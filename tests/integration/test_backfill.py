@@ -124,7 +124,13 @@ def test_back_filled_test_rows_let_others_measure_against_published_labels(
     theirs = run_of(tmp_path / "theirs", plain).all()
     run = run_of(trained, config(feed_path, **QUICK, split=SPLIT))
     mine = run.all()
-    assert theirs["teacher"]["auc"] == pytest.approx(mine["teacher"]["auc"], abs=1e-6)
+    one, two = (
+        pq.read_table(out / "predictions/seed-1-teacher.parquet")["logit"].to_numpy()
+        for out in (tmp_path / "theirs", trained)
+    )
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
+    # rows of one request that show one item have equal logits, and rounding decides how many of them tie
+    assert theirs["teacher"]["auc"] == pytest.approx(mine["teacher"]["auc"], abs=1e-4)
     assert theirs["distilled"]["auc"] == mine["distilled"]["auc"]
     assert theirs["capture"] == "mixed"
 
