@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -37,3 +38,15 @@ def test_every_arm_is_another_plan(name: str, tmp_path: Path, monkeypatch: pytes
     if name == "kuairand":
         assert set(quality.SIZES) <= {quality.BASE, *plans}
         assert plans["hf, qwen3"]["teacher"]["architecture"] == "qwen3"
+
+
+def test_a_row_has_the_seeds_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    quality = importlib.import_module("teacher_quality")
+    study = object.__new__(quality.TeacherStudy)  # without a dataset
+    study.out = tmp_path
+    for arm, seed in (("length 50", 1), ("length 50", 14), ("length 50, oldest 10", 2)):
+        np.save(study.path(arm, seed), np.array([float(seed)], np.float32))
+    assert {seed: logit.tolist() for seed, logit in study.found("length 50").items()} == {1: [1.0], 14: [14.0]}
+    assert list(study.found("length 50, oldest 10")) == [2]
+    assert study.found("length 1") == {}
