@@ -108,7 +108,8 @@ def read_sequences(source: object, cutoff: int | None, holdout: int) -> Sequence
 
     Raises:
         UsageError: if the source cannot hand out sequences. DataError: if the dataset has no events, if time goes
-            backwards in a sequence, or if no sequence has the two events that a target takes.
+            backwards in a sequence, an action code is none of the schema's, or no sequence has the two events that a
+            target takes.
     """
     if not isinstance(source, EventSource):
         raise UsageError(
@@ -130,6 +131,7 @@ def read_sequences(source: object, cutoff: int | None, holdout: int) -> Sequence
     for users, events in whole.chunks(every):
         time, owner = events["time"], np.repeat(users, every[users])
         _require_order(time, owner)
+        _require_actions(events.get("action"), owner, source.schema)
         kept = np.ones(len(time), np.bool_) if cutoff is None else time < cutoff
         count[users] = np.bincount(owner[kept] - users[0], minlength=len(users))
         newest = max(newest, int(time.max(initial=0)))
@@ -142,6 +144,20 @@ def read_sequences(source: object, cutoff: int | None, holdout: int) -> Sequence
             fix="move the cutoff (pretrain.until, or split.train_from of the run) to a later time, or lower holdout",
         )
     return found
+
+
+def _require_actions(code: Ints | None, owner: Ints, schema: Schema) -> None:
+    """Raise DataError where an action code is none of the schema's: a token would say something else."""
+    if code is None or not schema.actions:
+        return
+    unknown = np.flatnonzero((code < 0) | (code >= schema.num_action_codes))
+    if unknown.size:
+        known = f"[0, {schema.num_action_codes}) of {', '.join(schema.actions)}"
+        raise DataError(
+            f"action code {int(code[unknown[0]])} is outside {known}",
+            where=f"an event of user {int(owner[unknown[0]])}",
+            fix="give bit codes of the schema's actions; an action that it lacks is left out",
+        )
 
 
 def _require_order(time: Ints, owner: Ints) -> None:

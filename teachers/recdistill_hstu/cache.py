@@ -152,9 +152,9 @@ class Merge:
         self.old, self.new = ranges(self.offsets[:-1], first), ranges(self.offsets[:-1] + first, second)
 
     def __call__(self, old: Tensor, new: Tensor) -> Tensor:
-        """``[E, *]`` and ``[M, *]`` -> ``[E + M, *]``."""
+        """``[E, *]`` and ``[M, *]`` -> ``[E + M, *]``, in the dtype of the new: under autocast it may be another."""
         both = new.new_empty(len(self.old) + len(self.new), *new.shape[1:])
-        both[self.old], both[self.new] = old, new
+        both[self.old], both[self.new] = old.to(new.dtype), new
         return both
 
 
@@ -209,6 +209,6 @@ def candidates(stack: Stack, cache: Encoded, x: Tensor, owner: Tensor, time: Ten
     for layer, key, value in zip(stack.layers, cache.keys, cache.values, strict=True):
         normal = normalise(x)
         u, v, q, k = layer.project(normal, normal)
-        past = torch.cat([key, layer.split(k)]), torch.cat([value, layer.split(v)])
+        past = (torch.cat([old.to(own.dtype), layer.split(own)]) for old, own in ((key, k), (value, v)))
         x = layer.mix(x, u, attend(layer.split(q), *past, layer.bias()))
     return x

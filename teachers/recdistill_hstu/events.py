@@ -24,9 +24,9 @@ def require_events(tokens: TokenEmbedding, events: Mapping[str, Any], offsets: A
     missing = [name for name in dict.fromkeys([*events, *tokens.fields, "time"]) if events.get(name) is None]
     if missing:
         _refuse(f"the events lack {', '.join(missing)}", "give every field of the schema, and those encoded before")
-    wrong = [name for name, column in (*events.items(), ("offsets", offsets)) if not _whole_numbers(column)]
+    wrong = [name for name, column in (*events.items(), ("offsets", offsets)) if not _int64(column)]
     if wrong:
-        _refuse(f"{wrong[0]} is no tensor [E] of whole numbers", "give int64 tensors of one dimension, on one device")
+        _refuse(f"{wrong[0]} is no int64 tensor of one dimension", "give int64 tensors of one dimension, on one device")
     count = len(events["time"])
     uneven = [name for name, column in events.items() if len(column) != count]
     if uneven:
@@ -48,8 +48,8 @@ def require_events(tokens: TokenEmbedding, events: Mapping[str, Any], offsets: A
             )
 
 
-def _whole_numbers(column: Any) -> bool:
-    return isinstance(column, Tensor) and column.dim() == 1 and column.dtype in (torch.int64, torch.int32)
+def _int64(column: Any) -> bool:
+    return isinstance(column, Tensor) and column.dim() == 1 and column.dtype == torch.int64
 
 
 def _refuse(what: str, fix: str) -> None:

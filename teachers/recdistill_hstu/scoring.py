@@ -49,7 +49,7 @@ def extended(
     if encoded.truncated is not None:
         shorter, x, added = _truncate(teacher, encoded.truncated, keep, grown, truncated, (x, seen["time"], added))
     state = encoded.state.clone()
-    state[added.diff() > 0] = x
+    state[added.diff() > 0] = x.to(state.dtype)
     return EncodedHistories(past, together.offsets, grown, shorter, state, encoded.weights)
 
 

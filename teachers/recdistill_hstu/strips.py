@@ -70,6 +70,8 @@ def strip_size(*, heads: int, budget: int) -> tuple[int, int]:
 def plan_strips(layout: Layout, order: Tensor, *, heads: int, budget: int) -> list[Strip]:
     """Strips that cover every pair of a token of ``order`` and an event that it sees, each pair once.
 
+    Under a span, tokens of a strip are no farther apart than the span's window is long, so that theirs overlap.
+
     Args:
         layout: tokens asked for.
         order: int64 places of tokens that see events, sorted by history and then by what they see.
@@ -81,7 +83,13 @@ def plan_strips(layout: Layout, order: Tensor, *, heads: int, budget: int) -> li
     stop = 0
     for count in counts.tolist():
         start, stop = stop, stop + count
-        strips += [_strip(layout, order[at : min(at + tokens, stop)], events) for at in range(start, stop, tokens)]
+        visible = layout.visible[order[start:stop]].tolist()
+        reach = layout.span.recent or visible[-1]
+        at = 0
+        while at < count:
+            end = min(at + tokens, bisect_right(visible, visible[at] + reach))
+            strips.append(_strip(layout, order[start + at : start + end], events))
+            at = end
     return strips
 
 

@@ -36,7 +36,8 @@ class HSTUTeacher(TrainableTeacher):
 
     History tokens are causal and see no candidate. A candidate passes through every layer, where it attends to the
     events before its ``row_end`` and to itself, never to another candidate. So a logit depends on its own row and on
-    the events before it, and on nothing else in the batch.
+    the events before it, and on nothing else in the batch; with ``stochastic_length``, in training, also on chance and
+    on what the oldest row of its user sees, and balanced, on the lengths of the batch's other histories.
 
     Args:
         config: sizes and kinds.

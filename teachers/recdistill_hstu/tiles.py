@@ -58,7 +58,7 @@ def seeing_tokens(layout: Layout) -> Tensor:
 
 
 def most_attended(layout: Layout) -> Tensor:
-    """``[U]`` most events of each history that a tile of its tokens attends to, at least 1."""
+    """``[U]`` most events of each history that a tile of its tokens attends to, at least 1; see :func:`_cut`."""
     lengths = (layout.offsets[1:] - layout.offsets[:-1]).clamp(min=1)
     if layout.span.recent:
         lengths = lengths.clamp(max=layout.span.recent + layout.span.oldest + TILE_TOKENS)
@@ -100,16 +100,18 @@ def plan_tiles(layout: Layout, order: Tensor, *, heads: int, budget: int) -> lis
 def _cut(layout: Layout, order: Tensor, heads: int, budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Tiles: ``start [M]`` in ``order``, ``size [M]`` in tokens, ``keys [M]``, of which ``oldest [M]`` come first, and
     ``first [M]``, the place of the next."""
-    tokens = torch.bincount(layout.history[order], minlength=len(layout.offsets) - 1)
-    lengths = most_attended(layout)
-    most = (budget // (heads * lengths)).clamp(min=1, max=TILE_TOKENS)
-    pieces = _ceil_divide(tokens, most)
-    even = _ceil_divide(tokens, pieces.clamp(min=1)).clamp(min=1)
+    near = layout.history[order]
+    if layout.span.recent:  # windows of tokens that lie farther apart are no window together
+        near = near * (layout.longest // TILE_TOKENS + 1) + layout.visible[order] // TILE_TOKENS
+    _, tokens = near.unique_consecutive(return_counts=True)
+    begin = tokens.cumsum(0) - tokens
+    most = (budget // (heads * most_attended(layout)[layout.history[order[begin]]])).clamp(min=1, max=TILE_TOKENS)
+    even = _ceil_divide(tokens, _ceil_divide(tokens, most))
     pieces = _ceil_divide(tokens, even)
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=order.device), pieces)
+    owner = torch.repeat_interleave(torch.arange(len(tokens), device=order.device), pieces)
     ordinal = torch.arange(len(owner), device=order.device) - (pieces.cumsum(0) - pieces)[owner]
-    start = (tokens.cumsum(0) - tokens)[owner] + ordinal * even[owner]
-    size = torch.minimum(even[owner], tokens.cumsum(0)[owner] - start)
+    start = begin[owner] + ordinal * even[owner]
+    size = torch.minimum(even[owner], (begin + tokens)[owner] - start)
     first = layout.span.first(layout.visible[order[start]])
     oldest = first.clamp(max=layout.span.oldest)
     keys = oldest + layout.visible[order[start + size - 1]] - first

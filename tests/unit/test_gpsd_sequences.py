@@ -86,3 +86,13 @@ def test_the_counts_in_words_add_up() -> None:
     assert read_sequences(Source([[1, 2, 3]]), None, 1).in_words() == (
         "3 events of 1 users before the cutoff; 1 held out; 2 of 1 users trained on"
     )
+
+
+@pytest.mark.parametrize("code", [-1, 2])
+def test_an_action_code_that_the_schema_lacks_is_refused(code: int) -> None:
+    source = chains()
+    source.columns["action"][7] = code
+    with pytest.raises(
+        DataError, match=rf"action code {code} is outside \[0, 2\) of click\n  where: an event of user \d"
+    ):
+        read_sequences(source, None, 1)

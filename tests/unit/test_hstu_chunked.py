@@ -19,6 +19,7 @@ from recdistill_hstu.bias import Bias
 from recdistill_hstu.chunked import ChunkedAttention
 from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.layout import Layout, Span
+from recdistill_hstu.sdpa_backend import SdpaAttention
 
 
 @st.composite
@@ -246,3 +247,27 @@ def test_scores_under_a_span_grow_linearly_with_length(recent: int) -> None:
     short, long = pairs(4000, recent), pairs(32_000, recent)
     assert 7 < long / short < 9
     assert long < 32_000 * (recent + 16 + 128) * 1.3
+
+
+@pytest.mark.parametrize("span", [Span(recent=64, oldest=16), Span(recent=700, oldest=40)])
+def test_tokens_scattered_over_a_long_history_share_no_window(span: Span) -> None:
+    """The last layer's rows: what lies between their windows is neither held nor computed."""
+    heads, budget, ends = 4, 1 << 18, [int(end) for end in torch.linspace(0, 5000, 90)]
+    layout = Layout.of(make_batch([5000], [(0, end) for end in ends]), span).final()[0]
+    plan = ChunkedAttention(layout, softmax=False, heads=heads, budget=budget)
+    areas = [group.query.numel() * group.key.shape[1] for group in plan.groups]
+    areas += [sum(len(strip.query) * (piece.stop - piece.first) for piece in strip.pieces) for strip in plan.strips]
+    assert bool(plan.groups) is (span.recent == 64)
+    assert heads * max(areas[: len(plan.groups)], default=0) <= budget
+    assert sum(areas) < 4 * float(layout.visible.clamp(max=span.recent + span.oldest).sum())
+    config = small_config(max_length=5000, score_budget=budget)
+    given_inputs = inputs(layout, True, True) | {"position": torch.randn(5001, dtype=torch.float64).requires_grad_()}
+    found, expected = (outcome(backend, layout, config, given_inputs) for backend in ("chunked", "reference"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: name + text)
+    softmax = SdpaAttention(layout, heads=heads, budget=budget)
+    assert all(
+        heads * group.query.numel() * group.key.shape[1] <= budget
+        for of_rows in (True, False)
+        for group in softmax._tiles(of_rows=of_rows)
+    )

@@ -99,6 +99,27 @@ def test_float32_agrees_to_five_digits_at_length() -> None:
     torch.testing.assert_close(torch.stack(list(found.logits.values())), expected(teacher, batch), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", CONFIGS, ids=str)
+def test_autocast_agrees_to_bfloat16_whichever_part_it_is_around(changes: dict[str, Any]) -> None:
+    teacher = make_teacher(small_config(**changes), double=False)
+    batch = at_the_end(make_batch([20, 0, 9], [(0, 0), (0, 0), (1, 0), (2, 0)]))
+    history = batch.history
+    assert history is not None
+    older = slices(history.events, history.offsets, [0, 0, 0], [13, 0, 4])
+    newer = slices(history.events, history.offsets, [13, 0, 4], [20, 0, 9])
+    exact = expected(teacher, batch)
+    for kinds in ((True, True, True), (False, True, True), (True, False, False), (False, False, True)):
+        encoding, extending, scoring = (torch.autocast("cpu", torch.bfloat16, enabled=kind) for kind in kinds)
+        with encoding:
+            encoded = teacher.encode(*older)
+        with extending:
+            encoded = teacher.extend(encoded, *newer)
+        with scoring:
+            found = teacher.score_candidates(encoded, batch, history.row_to_history)
+        logits = torch.stack(list(found.logits.values())).float()
+        assert 0 < float((logits - exact).abs().max()) < 0.05 * float(exact.abs().max())
+
+
 def test_candidates_do_not_see_each_other() -> None:
     teacher = make_teacher(small_config())
     batch = at_the_end(make_batch([20], [(0, 0)] * 6))
@@ -206,8 +227,9 @@ def changed(**columns: Any) -> Any:
     [
         ({"time": None}, [0, 5, 7], "the events lack time"),
         ({"action": None}, [0, 5, 7], "the events lack action"),
-        ({"item": np.arange(7)}, [0, 5, 7], "item is no tensor [E] of whole numbers"),
-        ({"item": torch.arange(7.0)}, [0, 5, 7], "item is no tensor [E] of whole numbers"),
+        ({"item": np.arange(7)}, [0, 5, 7], "item is no int64 tensor of one dimension"),
+        ({"item": torch.arange(7.0)}, [0, 5, 7], "item is no int64 tensor of one dimension"),
+        ({"item": torch.arange(7).int()}, [0, 5, 7], "item is no int64 tensor of one dimension"),
         ({"item": torch.arange(6)}, [0, 5, 7], "item has 6 entries, time 7"),
         ({}, [0, 5, 9], "offsets [0, 5, 9] do not part 7 events among 2 histories"),
         ({}, [1, 5, 7], "offsets [1, 5, 7] do not part 7 events among 2 histories"),
@@ -225,8 +247,9 @@ def test_events_that_are_none_are_refused(columns: dict[str, Any], offsets: list
 
 def test_offsets_and_owners_are_whole_numbers() -> None:
     teacher = make_teacher(small_config())
-    with pytest.raises(DataError, match=r"offsets is no tensor \[E\] of whole numbers"):
-        teacher.encode(changed(), [0, 5, 7])  # type: ignore[arg-type]  # the mistake
+    for offsets in ([0, 5, 7], torch.tensor([0, 5, 7]).int()):
+        with pytest.raises(DataError, match="offsets is no int64 tensor of one dimension"):
+            teacher.encode(changed(), offsets)  # type: ignore[arg-type]  # the mistake
     batch = at_the_end(make_batch([5, 2], [(0, 0), (1, 0)]))
     encoded = teacher.encode(changed(), torch.tensor([0, 5, 7]))
     for owner in ([0, 1], torch.tensor([0.0, 1.0])):

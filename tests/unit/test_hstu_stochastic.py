@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recdistill_core.batch import History
-from recdistill_hstu.stochastic import expected_area, stochastic_length, systematic
+from recdistill_hstu.stochastic import expected_area, known, stochastic_length, systematic, thin
 
 
 def history_of(lengths: list[int], rows: list[tuple[int, int]], seed: int = 0) -> History:
@@ -40,8 +40,11 @@ def test_rows_see_the_kept_ones_of_the_events_before_them(lengths: list[int], se
         begin, last = int(history.offsets[owner]), int(history.offsets[owner]) + end
         mine = found.events["item"][int(found.offsets[owner]) :][: int(found.row_end[row])].tolist()
         assert mine == [event for event in range(begin, last) if event in kept]
-    for length, left in zip(lengths, found.lengths.tolist(), strict=True):
-        assert left == length or (length > most and left == most)
+    for at, (length, left) in enumerate(zip(lengths, found.lengths.tolist(), strict=True)):
+        oldest = min([end for owner, end in rows if owner == at])
+        begin = int(history.offsets[at])
+        before = len(kept & set(range(begin, begin + oldest)))
+        assert left == length or (oldest > most and before == most)
     for column in found.events.values():
         assert len(column) == int(found.offsets[-1])
 
@@ -95,6 +98,40 @@ def test_later_events_do_not_reach_a_thinned_row() -> None:
     assert torch.equal(*logits)
 
 
+@pytest.mark.parametrize("balance", [False, True])
+def test_how_much_a_row_sees_does_not_tell_how_many_events_and_rows_come_later(balance: bool) -> None:
+    """Kept events before the oldest row, over many draws, with and without 40 later events and rows that see them."""
+    alone, followed = history_of([60], [(0, 60)]), history_of([100], [(0, 60), (0, 80), (0, 100)])
+    counts = []
+    for history in (alone, followed):
+        assert known(history).tolist() == [60]
+        torch.manual_seed(0)
+        found = [thin(history, 900.0, balance=balance).row_end for _ in range(2000)]
+        counts.append(torch.stack(found))
+    for found in counts:
+        assert set(found[:, 0].tolist()) == {30, 60}
+    shares = [(found[:, 0] == 60).double().mean() for found in counts]
+    assert [float(share) for share in shares] == pytest.approx([0.25, 0.25], abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
+    thinned = counts[1][counts[1][:, 0] == 30].double()
+    later = (thinned.diff(dim=1)).mean(0)  # of 20 events after that row half are kept
+    assert later.tolist() == pytest.approx([10.0, 10.0], abs=4 * (20 * 0.25 / len(thinned)) ** 0.5)
+    assert counts[1][counts[1][:, 0] == 60].unique(dim=0).tolist() == [[60, 80, 100]]
+
+
+def test_a_row_that_sees_few_events_sees_them_all_whatever_comes_later() -> None:
+    teacher = make_teacher(small_config(stochastic_length=1.2)).train()
+    batch = make_batch([40], [(0, 8), (0, 30), (0, 40)])
+    history = batch.history
+    assert history is not None
+    events = {name: column[:8] for name, column in history.events.items()}
+    one = torch.zeros(1, dtype=torch.long)
+    alone = replace(batch.rows(one), history=History(events, torch.tensor([0, 8]), one, torch.tensor([8])))
+    expected = teacher.training_scores(alone).logits["click"]
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert torch.allclose(teacher.training_scores(batch).logits["click"][:1], expected, atol=1e-6)
+
+
 def areas(lengths: list[int], area: float, draws: int, *, balance: bool) -> torch.Tensor:
     """``[draws, U]`` squares of the lengths that are left."""
     history = history_of(lengths, [(0, lengths[0])])
@@ -117,13 +154,24 @@ def test_balancing_keeps_each_historys_chance_and_evens_out_the_sum() -> None:
     assert float(even.sum(1).std()) < 0.4 * float(plain.sum(1).std())
 
 
+@pytest.mark.parametrize("lengths", [[200], [200, 150], [200] * 4, [200, 120, 90, 61, 60, 10], [200] * 300])
+def test_few_long_histories_too_cost_what_is_published_in_the_mean(lengths: list[int]) -> None:
+    area, draws = 3600.0, 50 if len(lengths) > 100 else 2000
+    even, expected = areas(lengths, area, draws, balance=True).sum(1), expected_area(torch.tensor(lengths), area)
+    error = float(even.std()) / draws**0.5
+    # a length is rounded down, which loses up to 2 * 60 of each thinned history's area
+    assert expected - 4 * error - 120 * len(lengths) < float(even.mean()) < expected * (1 + 1e-9) + 4 * error
+    assert 120 * len(lengths) < 0.05 * expected
+
+
 @given(lengths=st.lists(st.integers(0, 50), max_size=12), seed=st.integers(0, 999), data=st.data())
 def test_systematic_draws_differ_from_their_expected_number_by_less_than_one(
     lengths: list[int], seed: int, data: st.DataObject
 ) -> None:
     chance = torch.tensor([data.draw(st.floats(0, 1)) for _ in lengths], dtype=torch.float64)
     torch.manual_seed(seed)
-    assert abs(float(systematic(chance).sum()) - float(chance.sum())) < 1 + 1e-9
+    chosen = systematic(chance, torch.rand(1, dtype=torch.float64))
+    assert abs(float(chosen.sum()) - float(chance.sum())) < 1 + 1e-9
 
 
 RANK = """
