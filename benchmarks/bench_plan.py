@@ -22,7 +22,7 @@ from torch.nn import functional
 from recdistill_hstu.config import HSTUConfig
 from recdistill_hstu.teacher import HSTUTeacher
 from recdistill_plan.memory import estimate
-from recdistill_plan.sizes import Model, Workload
+from recdistill_plan.sizes import PRECISIONS, Model, Workload
 
 #: name -> settings of the teacher, histories, events of each, rows of each, precision, checkpointing.
 CASES: dict[str, tuple[dict[str, Any], int, int, int, str, str]] = {
@@ -158,15 +158,16 @@ def on_gpu() -> list[dict[str, object]]:
     ]
 
 
-def sharded(strategy: str, checkpointing: str) -> dict[str, object]:
+def sharded(strategy: str, checkpointing: str, precision: str = "32-true") -> dict[str, object]:
     """One row of the table of two ranks."""
     model = Model(plan_ranks.config_of(plan_ranks.EVENTS, plan_ranks.SETTINGS), SCHEMA, SCHEMA.tasks)
-    work = Workload(plan_ranks.HISTORIES, plan_ranks.EVENTS, plan_ranks.ROWS, on_cpu=True)
+    work = Workload(plan_ranks.HISTORIES, plan_ranks.EVENTS, plan_ranks.ROWS, precision, on_cpu=True)
     planned = estimate(model, work, strategy, checkpointing, plan_ranks.RANKS)
-    peaks = plan_ranks.of_all_ranks(strategy, checkpointing)
+    peaks = plan_ranks.of_all_ranks(strategy, checkpointing, precision)
     return {
         "strategy": strategy,
         "checkpointing": checkpointing,
+        "precision": precision,
         "planned, MB": planned.peak / 1e6,
         **{f"rank {rank}, MB": peak for rank, peak in enumerate(peaks)},
         "planned / measured": planned.peak / 1e6 / max(peaks),
@@ -182,6 +183,8 @@ def cpu_tables() -> dict[str, list[dict[str, object]]]:
             sharded("fsdp2", "none"),
             sharded("fsdp2", "selective"),
             sharded("fsdp2", "full"),
+            sharded("fsdp2", "none", "bf16-mixed"),
+            sharded("fsdp2", "selective", "bf16-mixed"),
         ],
     }
 
@@ -199,7 +202,7 @@ def answer(asked: list[str]) -> float | dict[str, str]:
 def main() -> None:
     known = parser(__doc__ or "")
     known.add_argument("--case", choices=CASES, help="one row alone, as JSON")
-    known.add_argument("--ranks", action="store_true", help="FSDP2 over two ranks alone, as JSON")
+    known.add_argument("--ranks", choices=PRECISIONS[:2], help="FSDP2 over two ranks in this precision alone, as JSON")
     known.add_argument("--gpu", action="store_true", help="the table of the CUDA device alone")
     given = known.parse_args()
     if given.child:
@@ -209,7 +212,7 @@ def main() -> None:
         print(json.dumps(compare(given.case)))
         return
     if given.ranks:
-        print(json.dumps(sharded("fsdp2", "full")))
+        print(json.dumps(sharded("fsdp2", "full", given.ranks)))
         return
     tables = {} if given.gpu else cpu_tables()
     if torch.cuda.is_available():

@@ -97,14 +97,15 @@ def scoring(model: Model, work: Workload) -> float:
     return float((read * config.width + work.examples * row) * widths(work).outer)
 
 
-def casts(model: Model, work: Workload, checkpointing: str) -> float:
+def casts(model: Model, work: Workload, checkpointing: str, *, sharded: bool = False) -> float:
     """Bytes of bfloat16 copies of weights that autocast makes and keeps until the backward pass.
 
-    With checkpointing those of the output's matrix alone, which autocast's cache holds.
+    With checkpointing, of layers those of the output's matrix alone, which autocast's cache holds. ``sharded`` layers
+    have none: FSDP2 gathers them in bfloat16.
     """
     if work.precision != "bf16-mixed":
         return 0.0
-    matrices = 5 if checkpointing == "none" else 1
+    matrices = 0 if sharded else 5 if checkpointing == "none" else 1
     return float(2 * (model.config.layers * matrices * model.config.width**2 + count(model).head))
 
 

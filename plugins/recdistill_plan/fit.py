@@ -84,12 +84,14 @@ def _way(
 
 def traffic(model: Model, work: Workload, strategy: str, gpus: int) -> float:
     """Bytes that each GPU sends in a step, by the ring algorithms: gradients twice over under DDP; weights for the
-    forward pass, layers' weights once more for the backward pass, and gradients under FSDP2."""
-    parameters, state = count(model), widths(work).state
+    forward pass, layers' weights once more for the backward pass, and gradients under FSDP2, whose layers' weights
+    travel in bfloat16 where the precision is mixed."""
+    parameters, state, weight = count(model), widths(work).state, widths(work).weight
     share = (gpus - 1) / gpus
     if strategy == "ddp":
         return 2 * share * state * parameters.total
-    return share * state * (2 * parameters.total + parameters.layers)
+    outside = parameters.total - parameters.layers
+    return share * (state * (parameters.total + outside) + 2 * weight * parameters.layers)
 
 
 def fewest(

@@ -55,10 +55,10 @@ def moments(model: Model, work: Workload, strategy: str, checkpointing: str, gpu
     sharded = strategy == "fsdp2" and gpus > 1
     shards = gpus if sharded else 1
     weights = state * parameters.total / shards
-    cast = casts(model, work, checkpointing)
+    cast, layer_width = casts(model, work, checkpointing, sharded=sharded), widths(work).weight
     gathered = cast
     if sharded:
-        gathered += state * (parameters.head + parameters.tables + 2 * parameters.layer)
+        gathered += state * (parameters.head + parameters.tables) + 2 * layer_width * parameters.layer
     elif gpus > 1:
         gathered += weights
     stages = [(depth, layer(model, work, depth, checkpointing)) for depth in depths(model, work.length, work.rows)]

@@ -80,10 +80,12 @@ class Workload:
 
 
 class Bytes(NamedTuple):
-    """Bytes of an element: ``state`` of a weight, its gradient or a state of the optimiser; ``inner`` of what matrix
-    products take and give; ``outer`` of the sum that runs from layer to layer; ``normal`` of what LayerNorm takes."""
+    """Bytes of an element: ``state`` of a weight, its gradient or a state of the optimiser; ``weight`` of a layer's
+    weight that FSDP2 has gathered; ``inner`` of what matrix products take and give; ``outer`` of the sum that runs from
+    layer to layer; ``normal`` of what LayerNorm takes."""
 
     state: int
+    weight: int
     inner: int
     outer: int
     normal: int
@@ -92,10 +94,10 @@ class Bytes(NamedTuple):
 def widths(work: Workload) -> Bytes:
     """The element sizes of a precision. Autocast computes LayerNorm in float32, but for on a CPU."""
     if work.precision == "32-true":
-        return Bytes(4, 4, 4, 4)
+        return Bytes(4, 4, 4, 4, 4)
     if work.precision == "bf16-true":
-        return Bytes(2, 2, 2, 2)
-    return Bytes(4, 2, 4, 2 if work.on_cpu else 4)
+        return Bytes(2, 2, 2, 2, 2)
+    return Bytes(4, 2, 2, 4, 2 if work.on_cpu else 4)
 
 
 class Depth(NamedTuple):

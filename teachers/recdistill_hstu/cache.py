@@ -209,6 +209,6 @@ def candidates(stack: Stack, cache: Encoded, x: Tensor, owner: Tensor, time: Ten
     for layer, key, value in zip(stack.layers, cache.keys, cache.values, strict=True):
         normal = normalise(x)
         u, v, q, k = layer.project(normal, normal)
-        past = (torch.cat([old.to(own.dtype), layer.split(own)]) for old, own in ((key, k), (value, v)))
-        x = layer.mix(x, u, attend(layer.split(q), *past, layer.bias()))
+        keys, values = torch.cat([key.to(k.dtype), layer.split(k)]), torch.cat([value.to(v.dtype), layer.split(v)])
+        x = layer.mix(x, u, attend(layer.split(q), keys, values, layer.bias()))
     return x

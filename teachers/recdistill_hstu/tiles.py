@@ -103,7 +103,7 @@ def _cut(layout: Layout, order: Tensor, heads: int, budget: int) -> tuple[Tensor
     near = layout.history[order]
     if layout.span.recent:  # windows of tokens that lie farther apart are no window together
         near = near * (layout.longest // TILE_TOKENS + 1) + layout.visible[order] // TILE_TOKENS
-    _, tokens = near.unique_consecutive(return_counts=True)
+    _, tokens = torch.unique_consecutive(near, return_counts=True)
     begin = tokens.cumsum(0) - tokens
     most = (budget // (heads * most_attended(layout)[layout.history[order[begin]]])).clamp(min=1, max=TILE_TOKENS)
     even = _ceil_divide(tokens, _ceil_divide(tokens, most))

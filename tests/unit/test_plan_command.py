@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,10 @@ def test_what_goes_over_the_links() -> None:
     assert traffic(model, work, "ddp", 1) == traffic(model, work, "fsdp2", 1) == 0
     assert traffic(model, work, "ddp", 4) == 2 * 0.75 * 4 * parameters.total
     assert traffic(model, work, "fsdp2", 4) == 0.75 * 4 * (2 * parameters.total + parameters.layers)
+    mixed = replace(work, precision="bf16-mixed")  # layers' weights travel twice in bfloat16, all gradients in float32
+    outside = parameters.total - parameters.layers
+    assert traffic(model, mixed, "fsdp2", 4) == 0.75 * 4 * (2 * outside + 2 * parameters.layers)
+    assert traffic(model, mixed, "ddp", 4) == traffic(model, work, "ddp", 4)
 
 
 def test_links_and_rates_of_a_cluster() -> None:

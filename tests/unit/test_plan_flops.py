@@ -158,7 +158,9 @@ def test_stochastic_length_in_expectation() -> None:
     torch.manual_seed(0)
     time = torch.arange(draws * length)
     rows = torch.arange(draws)
-    history = History({"item": time, "action": time, "time": time}, torch.arange(draws + 1) * length, rows, rows * 0)
+    history = History(
+        {"item": time, "action": time, "time": time}, torch.arange(draws + 1) * length, rows, rows * 0 + length
+    )
     lengths = stochastic_length(history, 400, 1.6).lengths
     assert set(lengths.tolist()) == {length, most}
     assert float((lengths == length).float().mean()) == pytest.approx(chances[0][0], abs=0.03)

@@ -185,8 +185,9 @@ def test_the_estimate_is_within_15_percent_of_a_measured_peak(case: str) -> None
 
 
 @pytest.mark.slow
-def test_the_estimate_of_fsdp2_is_within_15_percent_of_what_two_ranks_measure() -> None:
-    done = subprocess.run([sys.executable, BENCH, "--ranks"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_estimate_of_fsdp2_is_within_15_percent_of_what_two_ranks_measure(precision: str) -> None:
+    done = subprocess.run([sys.executable, BENCH, "--ranks", precision], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     assert row["planned, MB"] == pytest.approx(row["rank 0, MB"], rel=0.15)
@@ -236,7 +237,11 @@ def test_ddp_holds_everything_and_buckets_fsdp2_a_share() -> None:
     assert (ddp.weights, ddp.gathered) == (4 * parameters.total, 4 * parameters.total)
     sharded = moments(model, work, "fsdp2", "none", 8)[0]
     assert sharded.weights == parameters.total / 2
-    assert sharded.gathered == 4 * (parameters.tables + parameters.head + 2 * parameters.layer)
+    outside = parameters.tables + parameters.head
+    assert sharded.gathered == 4 * (outside + 2 * parameters.layer)
+    mixed = moments(model, Workload(1, 40, 5, "bf16-mixed"), "fsdp2", "none", 8)[0]
+    assert mixed.weights == sharded.weights
+    assert mixed.gathered == 4 * outside + 2 * (2 * parameters.layer + parameters.head)  # the head under autocast
     assert moments(model, work, "fsdp2", "none", 1) == moments(model, work, "ddp", "none", 1)
     assert sharded.activations == ddp.activations == alone.activations
 
@@ -276,6 +281,7 @@ def test_autocast_copies_weights_that_checkpointing_drops() -> None:
     head = count(model).head
     assert casts(model, work, "none") == 2 * (3 * 5 * 16**2 + head)
     assert casts(model, work, "selective") == casts(model, work, "full") == 2 * (3 * 16**2 + head)
+    assert casts(model, work, "none", sharded=True) == casts(model, work, "full", sharded=True) == 2 * head
     assert casts(model, Workload(1, 40, 5, "bf16-true"), "none") == 0
 
 
