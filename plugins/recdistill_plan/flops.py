@@ -35,7 +35,7 @@ class Flops(NamedTuple):
 def count(model: Model, work: Workload) -> Flops:
     """The operations for one history of ``work``, in expectation over stochastic length."""
     projections = attention = 0.0
-    for share, length in kept(model, work.length):
+    for share, length in kept(model, work.length, work.rows):
         for depth in depths(model, length, work.rows):
             projections += share * depth.layers * _projections(model, work, depth)
             attention += share * depth.layers * 4 * model.config.width * pairs(model, work, depth)
@@ -51,7 +51,7 @@ def recomputed(model: Model, work: Workload, checkpointing: str) -> float:
     if checkpointing == "none":
         return 0.0
     total = 0.0
-    for share, length in kept(model, work.length):
+    for share, length in kept(model, work.length, work.rows):
         for depth in depths(model, length, work.rows):
             again = _inputs(model, work, depth)
             if checkpointing == "full":
@@ -60,17 +60,19 @@ def recomputed(model: Model, work: Workload, checkpointing: str) -> float:
     return total
 
 
-def kept(model: Model, length: int) -> list[tuple[float, int]]:
+def kept(model: Model, length: int, rows: int) -> list[tuple[float, int]]:
     """``(probability, events kept)`` of a history in training, by stochastic length (arXiv 2402.17152, section 3.3).
 
-    Balanced or not: balance evens out the ranks' load and leaves its expectation.
+    As in :mod:`recdistill_hstu.stochastic` it counts as long as the oldest of its newest ``rows`` rows sees it. Balance
+    leaves the expectation.
     """
     alpha, limit = model.config.stochastic_length, model.config.max_length
     most = int((limit**alpha) ** 0.5 + 1e-9) if alpha else limit  # as recdistill_hstu.stochastic rounds it
-    if not alpha or length <= most:
+    known = max(0, length - rows + 1)
+    if not alpha or known <= most:
         return [(1.0, length)]
-    whole = min(1.0, limit**alpha / length**2)
-    return [(whole, length), (1.0 - whole, most)]
+    whole = min(1.0, limit**alpha / known**2)
+    return [(whole, length), (1.0 - whole, most + round((length - known) * most / known))]
 
 
 def seen(model: Model, visible: int) -> int:

@@ -36,10 +36,11 @@ class HSTUConfig:
         truncate_length: ``L'``, most events that a row sees in those layers, in [1, max_length] where there are any,
             else 0. Rows of a user share an encoding per half of it.
         stochastic_length: ``alpha`` of HSTU's stochastic length, in (1, 2]: in training long histories are thinned at
-            random, so that attention costs ``max_length ** alpha``; 0: never. Logits that are captured while training
-            come from thinned histories then.
-        stochastic_balance: thin so that attention costs each rank of a distributed run the same; needs
-            ``stochastic_length``.
+            random, so that attention over what the oldest row of a history sees costs up to twice
+            ``max_length ** alpha`` in expectation; 0: never. Logits that are captured while training come from thinned
+            histories then.
+        stochastic_balance: thin so that attention over what oldest rows see costs each rank of a distributed run the
+            same; needs ``stochastic_length``.
         checkpointing: what the backward pass of a layer finds: ``none``, all activations; ``selective``, the layer's
             input and what attention gave, and the rest is computed again; ``full``, the input alone.
         attention: ``silu`` (the paper) or ``softmax``.

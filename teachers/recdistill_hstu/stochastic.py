@@ -7,10 +7,10 @@
 newest of them, how much of its past a row sees would tell how often its user comes back later.
 
 Balanced (ULTRA-HSTU, arXiv 2602.16986, evens out the load of the ranks; how is not published), each rank chooses ``T``
-so that the expected areas of all ranks are equal and have the published sum. The histories that stay whole are drawn
-systematically, which keeps each one's probability and takes most variance out of their number, and the others are
-thinned to the length at which the rank has one and the same area in every draw. Where so many stayed whole that this
-would take more than :data:`LEAST` allows, that area is lower by as much as makes up for it in the mean.
+so that the expected areas of all ranks, of those ``n``, are equal and have the published sum. The histories that stay
+whole are drawn systematically, which keeps each one's probability and takes most variance out of their number, and the
+others are thinned to the length at which the rank has one and the same area in every draw. Where so many stayed whole
+that this would take more than :data:`LEAST` allows, that area is lower by as much as makes up for it in the mean.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from recdistill_core.ranks import rank_and_world, sum_over_ranks
 
 #: The least share of its area to which a rank thins where histories that stayed whole have used up what it expected.
 LEAST = 0.25
-#: Most parts of the systematic draws that are told apart to balance them.
-PARTS = 256
+#: Most of the systematic draws that are told apart to balance them.
+PARTS = 1024
 
 
 def stochastic_length(history: History, limit: int, alpha: float, *, balance: bool = False) -> History:
@@ -91,18 +91,26 @@ def thin(history: History, area: float, *, balance: bool) -> History:
 def even(squares: Tensor, area: float) -> tuple[Tensor, float]:
     """Which histories of ``squares [U]``, each above ``area``, stay whole, and the area to which the rest is thinned.
 
-    The sum of what is left is ``level`` in every draw, but in those in which more than that stays whole; ``level`` is
-    such that its mean over the draws is the sum of ``area + (1 - chance) * area``, the published expectation.
+    The sum of what is left is :func:`_level` in every draw, but in those in which more than that stays whole.
     """
-    chance, most = area / squares, float(squares.sum())
+    whole = systematic(area / squares, torch.rand(1, dtype=torch.float64, device=squares.device))
+    left = _level(squares.cpu(), area) - float(squares[whole].sum())
+    return whole, max(area_of(squares[~whole].cpu(), left), area * LEAST)
+
+
+def _level(squares: Tensor, area: float) -> float:
+    """The sum that gives all draws the published mean, the sum of ``area + (1 - chance) * area``.
+
+    Of more than :data:`PARTS` histories it is approximate, since it then looks at as many draws, evenly spaced.
+    """
+    chance = area / squares
     ends = torch.cat([1.0 - chance.sort().values.cumsum(0).frac(), chance.new_tensor([0.0, 1.0])]).sort().values
     if len(ends) > PARTS:
-        ends = torch.linspace(0, 1, PARTS, dtype=torch.float64, device=squares.device)
+        ends = torch.linspace(0, 1, PARTS, dtype=torch.float64)
     drawn = systematic(chance, (ends[:-1] + ends[1:])[:, None] / 2)  # within two ends every draw is the same
     fixed = torch.where(drawn, squares, area * LEAST).sum(1)
-    level = _solve(lambda level: float((ends.diff() * fixed.clamp(min=level)).sum()), _expected(squares, area), most)
-    whole = systematic(chance, torch.rand(1, dtype=torch.float64, device=squares.device))
-    return whole, max(area_of(squares[~whole], level - float(squares[whole].sum())), area * LEAST)
+    shares, most = ends.diff(), float(squares.sum())
+    return _solve(lambda level: float((shares * fixed.clamp(min=level)).sum()), _expected(squares, area), most)
 
 
 def expected_area(lengths: Tensor, area: float) -> float:

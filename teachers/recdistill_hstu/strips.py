@@ -70,7 +70,8 @@ def strip_size(*, heads: int, budget: int) -> tuple[int, int]:
 def plan_strips(layout: Layout, order: Tensor, *, heads: int, budget: int) -> list[Strip]:
     """Strips that cover every pair of a token of ``order`` and an event that it sees, each pair once.
 
-    Under a span, tokens of a strip are no farther apart than the span's window is long, so that theirs overlap.
+    Under a span, tokens of a strip are no farther apart than its window or a strip is long: what lies between windows
+    that lie far apart is left out.
 
     Args:
         layout: tokens asked for.
@@ -84,7 +85,7 @@ def plan_strips(layout: Layout, order: Tensor, *, heads: int, budget: int) -> li
     for count in counts.tolist():
         start, stop = stop, stop + count
         visible = layout.visible[order[start:stop]].tolist()
-        reach = layout.span.recent or visible[-1]
+        reach = max(layout.span.recent, STRIP_TOKENS) if layout.span.recent else visible[-1]
         at = 0
         while at < count:
             end = min(at + tokens, bisect_right(visible, visible[at] + reach))

@@ -249,6 +249,14 @@ def test_scores_under_a_span_grow_linearly_with_length(recent: int) -> None:
     assert long < 32_000 * (recent + 16 + 128) * 1.3
 
 
+@pytest.mark.parametrize("span", [Span(), Span(recent=1, oldest=512), Span(recent=700, oldest=40)])
+def test_neighbouring_tokens_fill_their_strips(span: Span) -> None:
+    layout = Layout.of(make_batch([2000], [(0, 2000)]), span)
+    plan = ChunkedAttention(layout, softmax=False, heads=1, budget=1 << 18)
+    assert not plan.groups
+    assert len(plan.strips) == 16  # of 128 tokens
+
+
 @pytest.mark.parametrize("span", [Span(recent=64, oldest=16), Span(recent=700, oldest=40)])
 def test_tokens_scattered_over_a_long_history_share_no_window(span: Span) -> None:
     """The last layer's rows: what lies between their windows is neither held nor computed."""

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from hstu_cases import make_batch, make_teacher, small_config
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recdistill_core.batch import History
-from recdistill_hstu.stochastic import expected_area, known, stochastic_length, systematic, thin
+from recdistill_hstu.stochastic import LEAST, _level, expected_area, known, stochastic_length, systematic, thin
 
 
 def history_of(lengths: list[int], rows: list[tuple[int, int]], seed: int = 0) -> History:
@@ -162,6 +162,20 @@ def test_few_long_histories_too_cost_what_is_published_in_the_mean(lengths: list
     # a length is rounded down, which loses up to 2 * 60 of each thinned history's area
     assert expected - 4 * error - 120 * len(lengths) < float(even.mean()) < expected * (1 + 1e-9) + 4 * error
     assert 120 * len(lengths) < 0.05 * expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(61, 20_000), min_size=1, max_size=40))
+@example(lengths=[900] * 10 + [61] * 250)
+@example(lengths=[20_000])
+def test_the_mean_over_all_draws_is_the_published_one(lengths: list[int]) -> None:
+    square, area = torch.tensor(lengths).double().square(), 3600.0
+    starts = ((torch.arange(20_000) + 0.5) / 20_000).double()[:, None]
+    fixed = torch.where(systematic(area / square, starts), square, area * LEAST).sum(1)
+    # 20,000 starts tell apart what is that likely
+    unseen = len(lengths) * float(square.max()) / 20_000
+    found = float(fixed.clamp(min=_level(square, area)).mean())
+    assert found == pytest.approx(expected_area(torch.tensor(lengths), area), rel=1e-3, abs=2 * unseen)
 
 
 @given(lengths=st.lists(st.integers(0, 50), max_size=12), seed=st.integers(0, 999), data=st.data())

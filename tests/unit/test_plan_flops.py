@@ -152,7 +152,7 @@ def test_stochastic_length_in_expectation() -> None:
     """Against the mean over what the teacher's own thinning draws."""
     model, length, draws = model_of(max_length=400, history_stride=40, stochastic_length=1.6), 200, 4000
     most = int(400**0.8)
-    chances = flops.kept(model, length)
+    chances = flops.kept(model, length, 1)
     assert [events for _, events in chances] == [length, most]
     assert sum(chance for chance, _ in chances) == pytest.approx(1)
     torch.manual_seed(0)
@@ -164,12 +164,20 @@ def test_stochastic_length_in_expectation() -> None:
     lengths = stochastic_length(history, 400, 1.6).lengths
     assert set(lengths.tolist()) == {length, most}
     assert float((lengths == length).float().mean()) == pytest.approx(chances[0][0], abs=0.03)
-    work = Workload(1, length, 2)
-    whole, thin = (flops.count(model_of(max_length=400, history_stride=40), Workload(1, n, 2)) for n in (length, most))
+    work = Workload(1, length, 1)
+    whole, thin = (flops.count(model_of(max_length=400, history_stride=40), Workload(1, n, 1)) for n in (length, most))
     share = chances[0][0]
     expected = share * whole.attention + (1 - share) * thin.attention
     assert flops.count(model, work).attention == pytest.approx(expected)
-    assert flops.kept(model, most) == [(1.0, most)]
+    assert flops.kept(model, most, 1) == [(1.0, most)]
+    assert flops.kept(model, most + 4, 5) == [(1.0, most + 4)]
+    several = flops.kept(model, length, 16)
+    ends = torch.arange(length - 15, length + 1).repeat(draws)
+    history = History(history.events, history.offsets, rows.repeat_interleave(16), ends)
+    lengths = stochastic_length(history, 400, 1.6).lengths.double()
+    assert float((lengths == length).double().mean()) == pytest.approx(several[0][0], abs=0.03)
+    assert float(lengths[lengths < length].mean()) == pytest.approx(several[1][1], abs=0.5)
+    assert several[1][1] > most + 5
 
 
 @pytest.mark.parametrize("checkpointing", ["selective", "full"])
