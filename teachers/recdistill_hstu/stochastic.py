@@ -91,14 +91,14 @@ def thin(history: History, area: float, *, balance: bool) -> History:
 def even(squares: Tensor, area: float) -> tuple[Tensor, float]:
     """Which histories of ``squares [U]``, each above ``area``, stay whole, and the area to which the rest is thinned.
 
-    The sum of what is left is :func:`_level` in every draw, but in those in which more than that stays whole.
+    The sum of what is left is :func:`level_of` in every draw, but in those in which more than that stays whole.
     """
     whole = systematic(area / squares, torch.rand(1, dtype=torch.float64, device=squares.device))
-    left = _level(squares.cpu(), area) - float(squares[whole].sum())
+    left = level_of(squares.cpu(), area) - float(squares[whole].sum())
     return whole, max(area_of(squares[~whole].cpu(), left), area * LEAST)
 
 
-def _level(squares: Tensor, area: float) -> float:
+def level_of(squares: Tensor, area: float) -> float:
     """The sum that gives all draws the published mean, the sum of ``area + (1 - chance) * area``.
 
     Of more than :data:`PARTS` histories it is approximate, since it then looks at as many draws, evenly spaced.

@@ -247,9 +247,10 @@ def test_events_that_are_none_are_refused(columns: dict[str, Any], offsets: list
 
 def test_offsets_and_owners_are_whole_numbers() -> None:
     teacher = make_teacher(small_config())
-    for offsets in ([0, 5, 7], torch.tensor([0, 5, 7]).int()):
+    mistakes: list[Any] = [[0, 5, 7], torch.tensor([0, 5, 7]).int()]
+    for offsets in mistakes:
         with pytest.raises(DataError, match="offsets is no int64 tensor of one dimension"):
-            teacher.encode(changed(), offsets)  # type: ignore[arg-type]  # the mistake
+            teacher.encode(changed(), offsets)
     batch = at_the_end(make_batch([5, 2], [(0, 0), (1, 0)]))
     encoded = teacher.encode(changed(), torch.tensor([0, 5, 7]))
     for owner in ([0, 1], torch.tensor([0.0, 1.0])):
